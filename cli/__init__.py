@@ -1,0 +1,1 @@
+"""The verbs: words in, words out."""

@@ -1,0 +1,1 @@
+"""From a rewritten model to what a runtime loads, and the proof that both are equal."""

@@ -1,0 +1,1 @@
+"""The token graph, the methods and the passes that rewrite it."""
