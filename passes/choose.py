@@ -1,0 +1,70 @@
+"""Choosing: the only top-k of the project. Ties go to the lower index in torch, ONNX Runtime and TensorRT alike.
+
+The top-k supplies nothing but the value of the last kept score, which no tie order can change; which of the equal
+scores are kept is then counted by index.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["LOWEST", "alive_after", "merge", "order", "take", "top_in_order"]
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+def _first_of_equals(
+    score: Float[Tensor, "batch tokens"], bound: Float[Tensor, "batch 1"], keep: int | Tensor
+) -> Bool[Tensor, "batch tokens"]:
+    """True for the `keep` best tokens, given the `keep`-th best score `bound`."""
+    above = score > bound
+    equal = score == bound
+    room = keep - above.sum(dim=1, keepdim=True)
+    return above | (equal & (torch.cumsum(equal.long(), dim=1) <= room))
+
+
+def _sane(score: Tensor, alive: Tensor | None) -> Tensor:
+    # a NaN compares false with everything and would break the exact count
+    clean = torch.where(torch.isnan(score), LOWEST, score.float()).clamp(LOWEST, -LOWEST)
+    return clean if alive is None else torch.where(alive, clean, LOWEST)
+
+
+def top_in_order(
+    score: Float[Tensor, "batch tokens"], keep: int, alive: Bool[Tensor, "batch tokens"] | None = None
+) -> Int[Tensor, "batch {keep}"]:
+    """Indices of the `keep` highest scores, ascending; a dead token is only taken when too few are alive."""
+    tokens = score.shape[1]
+    score = _sane(score, alive)
+    bound = torch.topk(score, keep, dim=1).values[:, -1:]
+    kept = _first_of_equals(score, bound, keep)
+    # unique keys: kept tokens rank by falling distance from the end, so the largest key is the first token
+    key = torch.where(kept, tokens - torch.arange(tokens, device=score.device), 0)
+    return tokens - torch.topk(key, keep, dim=1).values
+
+
+def alive_after(
+    score: Float[Tensor, "batch tokens"], count: Int[Tensor, " batch"], alive: Bool[Tensor, "batch tokens"]
+) -> Bool[Tensor, "batch tokens"]:
+    """Which tokens live on when each image keeps its own `count` best of the ones alive now."""
+    score = _sane(score, alive)
+    falling = torch.topk(score, score.shape[1], dim=1).values
+    bound = torch.gather(falling, 1, (count - 1).unsqueeze(1))
+    return alive & _first_of_equals(score, bound, count.unsqueeze(1))
+
+
+def take(rows: Tensor, index: Int[Tensor, "batch keep"], prefix: int = 0) -> Tensor:
+    """`rows` [batch, prefix + n, ...] at `index` (counted after the prefix), the prefix rows first and untouched."""
+    at = index.view(*index.shape, *([1] * (rows.dim() - 2))).expand(-1, -1, *rows.shape[2:])
+    kept = torch.gather(rows[:, prefix:], 1, at)
+    return torch.cat([rows[:, :prefix], kept], dim=1) if prefix else kept
+
+
+def merge(rows: Tensor, weights: Float[Tensor, "batch keep n"], prefix: int = 0) -> Tensor:
+    """`weights` times the rows [batch, prefix + n, hidden] after the prefix, accumulated in float32."""
+    merged = (weights @ rows[:, prefix:].float()).to(rows.dtype)
+    return torch.cat([rows[:, :prefix], merged], dim=1) if prefix else merged
+
+
+def order(score: Float[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+    """All tokens by falling score, the lower index first among equals; for reports, not for exported graphs."""
+    return torch.sort(score.float(), dim=1, descending=True, stable=True).indices

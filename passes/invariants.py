@@ -1,0 +1,100 @@
+"""What must hold of a graph, stage by stage: one table, and the function that names what broke it.
+
+    captured   every node knows its shape; the connector delivers every visual token
+    carved     each site has exactly the count its stage promised; no row count of the old graph remains after it;
+               kept indices are int64 [batch, keep]; prefix rows are never dropped
+    exported   no dimension of the graph is symbolic
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from tokcarve.passes.errors import InvariantError
+from tokcarve.passes.geometry import Geometry
+from tokcarve.passes.graph import TokenGraphs
+from tokcarve.passes.insert import StageRecord
+
+__all__ = ["check_captured", "check_carved", "check_static", "propagate_vision", "rows_after"]
+
+
+def propagate_vision(graphs: TokenGraphs, batch: int = 2) -> tuple[Tensor, dict[str, Tensor]]:
+    """Shapes of every node of the vision graph in meta["val"], computed without weights or arithmetic."""
+    vision = graphs.geometry.vision
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    dtype = next((p.dtype for p in graphs.vision.parameters()), torch.float32)
+    with mode:
+        pixels = torch.empty(batch, 3, vision.image_size, vision.image_size, dtype=dtype, device=_device(graphs))
+    with torch.no_grad():
+        features, kept = FakeTensorProp(graphs.vision, mode).propagate_dont_convert_inputs(pixels)
+    return features, kept
+
+
+def _device(graphs: TokenGraphs) -> torch.device:
+    return next((p.device for p in graphs.vision.parameters()), torch.device("cpu"))
+
+
+def rows_after(graphs: TokenGraphs, schedule: Sequence[StageRecord]) -> dict[str, int]:
+    """Visual tokens that leave each vision site, by the schedule: {site: count}."""
+    alive, rows = graphs.geometry.total, {}
+    keeps = {record.site: record.keep for record in schedule if record.how != "mask"}
+    for i in range(graphs.geometry.vision.layers_used):
+        alive = keeps.get(f"vision.layers.{i}", alive)
+        rows[f"vision.layers.{i}"] = alive
+    rows["connector"] = keeps.get("connector", alive)
+    return rows
+
+
+def check_captured(graphs: TokenGraphs) -> None:
+    """The invariants of a fresh capture; InvariantError names the first node that breaks one."""
+    features, _ = propagate_vision(graphs)
+    _every_node_has_a_shape(graphs.vision)
+    _expect("connector", "visual tokens", features.shape[1], graphs.geometry.total)
+
+
+def check_carved(graphs: TokenGraphs, schedule: Sequence[StageRecord]) -> None:
+    """The invariants after insertion; InvariantError names the site, the count found and the count promised."""
+    features, kept = propagate_vision(graphs)
+    _every_node_has_a_shape(graphs.vision)
+    rows = rows_after(graphs, schedule)
+    _expect("connector", "visual tokens", features.shape[1], rows["connector"])
+    for record in schedule:
+        if record.how != "mask":
+            _expect(record.site, "kept indices", kept[record.site].shape[1], record.keep)
+            if kept[record.site].dtype != torch.int64:
+                raise InvariantError(f"{record.site}: kept indices are {kept[record.site].dtype}, not int64")
+    for node in graphs.vision.graph.nodes:
+        if node.meta.get("site") in rows:
+            _check_block(node, rows, graphs.geometry)
+
+
+def _check_block(node: fx.Node, rows: dict[str, int], geometry: Geometry) -> None:
+    site = node.meta["site"]
+    if not site.startswith("vision."):
+        return
+    layer = int(site.rsplit(".", 1)[1])
+    before = geometry.total if layer == 0 else rows[f"vision.layers.{layer - 1}"]
+    _expect(site, "rows", node.meta["val"].shape[1], before + geometry.vision.prefix)
+
+
+def _every_node_has_a_shape(module: fx.GraphModule) -> None:
+    for node in module.graph.nodes:
+        if node.op not in ("placeholder", "output") and "val" not in node.meta:
+            raise InvariantError(f"node {node.name} of the {type(module).__name__} graph has no shape")
+
+
+def _expect(site: str, what: str, found: int, promised: int) -> None:
+    if found != promised:
+        raise InvariantError(f"{site}: {found} {what}, but the schedule promises {promised}")
+
+
+def check_static(module: fx.GraphModule) -> None:
+    """No symbolic dimension in any value of an exported graph; InvariantError names the node."""
+    concrete: Callable[[object], bool] = lambda size: isinstance(size, int)  # noqa: E731
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor) and not all(concrete(size) for size in value.shape):
+            raise InvariantError(f"node {node.name} has the shape {tuple(value.shape)}, which is not constant")
