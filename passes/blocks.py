@@ -68,8 +68,8 @@ class _OneLayerCache:
 class TextBlock(nn.Module):
     """One decoder layer with its cache as plain tensors: returns hidden states and the new key and value rows.
 
-    Shapes: hidden [batch, rows, hidden]; mask bool [batch or 1, 1, rows, past + rows]; cos, sin [batch, rows, head_dim];
-    past_key, past_value and the returned rows [batch, kv_heads, rows, head_dim], keys after RoPE.
+    Shapes: hidden [batch, rows, hidden]; mask bool [batch or 1, 1, rows, past + rows]; cos, sin [batch, rows, dim];
+    past_key, past_value and the returned rows [batch, kv_heads, rows, dim], keys after RoPE.
     """
 
     def __init__(self, layer: nn.Module) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 __all__ = ["LOWEST", "alive_after", "merge", "order", "take", "top_in_order"]
 
-LOWEST = torch.finfo(torch.float32).min
+LOWEST = torch.finfo(torch.float32).min / 2  # of a living token; a dead one lies below every living one
+_DEAD = 2 * LOWEST
 
 
 def _first_of_equals(
@@ -26,7 +27,7 @@ def _first_of_equals(
 def _sane(score: Tensor, alive: Tensor | None) -> Tensor:
     # a NaN compares false with everything and would break the exact count
     clean = torch.where(torch.isnan(score), LOWEST, score.float()).clamp(LOWEST, -LOWEST)
-    return clean if alive is None else torch.where(alive, clean, LOWEST)
+    return clean if alive is None else torch.where(alive, clean, _DEAD)
 
 
 def top_in_order(

@@ -24,7 +24,9 @@ class NodeRow:
 def describe_vision(graphs: TokenGraphs) -> list[NodeRow]:
     """Every node of the vision graph that is a module or an input, in order, with shapes; needs no weights."""
     propagate_vision(graphs)
-    return [_row(graphs.vision, node) for node in graphs.vision.graph.nodes if node.op in ("placeholder", "call_module")]
+    return [
+        _row(graphs.vision, node) for node in graphs.vision.graph.nodes if node.op in ("placeholder", "call_module")
+    ]
 
 
 def describe_language(graphs: TokenGraphs) -> list[NodeRow]:

@@ -1,8 +1,8 @@
 """The token graph: `torch.fx` at block granularity, small enough to print, rewritten without weights.
 
-    vision      pixel_values -> embeddings -> layers.0 ... layers.n -> connector -> image_features
-    language    inputs_embeds, position_ids -> rotary -> layers.0 ... layers.m -> norm -> head -> logits, KV per layer
-    decode      the language graph with KV in and out, one row, never pruned
+vision      pixel_values -> embeddings -> layers.0 ... layers.n -> connector -> image_features
+language    inputs_embeds, position_ids -> rotary -> layers.0 ... layers.m -> norm -> head -> logits, KV per layer
+decode      the language graph with KV in and out, one row, never pruned
 """
 
 import copy
@@ -54,7 +54,7 @@ class TokenGraphs:
 
     vision(pixel_values) -> (image_features [batch, keep, hidden], {site: kept ids int64 [batch, keep]})
     language(inputs_embeds, position_ids, prompt_lengths) -> (logits [batch, rows, vocab], [keys], [values])
-    decode(input_ids, position_ids, prompt_lengths, step, past_keys, past_values, capacity) -> (logits, [keys], [values])
+    decode(input_ids, position_ids, prompt_lengths, step, past_keys, past_values, capacity) -> logits and new rows
     embedding(input_ids, image_features, kept) -> (inputs_embeds, position_ids)
     """
 
@@ -168,7 +168,8 @@ def thread(module: fx.GraphModule) -> Thread:
 
 def node_at(module: fx.GraphModule, name: str) -> Node:
     """The node called `name`, or what carries the meta entry site == `name`."""
-    for node in module.graph.nodes:
+    nodes: list[Node] = list(module.graph.nodes)
+    for node in nodes:
         if node.name == name or node.meta.get("site") == name:
             return node
     raise KeyError(name)

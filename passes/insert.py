@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from tokcarve.passes import choose
-from tokcarve.passes.errors import MethodError
+from tokcarve.passes.errors import MethodError, TapNotFound
 from tokcarve.passes.graph import Thread, TokenGraphs, clone, node_at, thread
 from tokcarve.passes.stage import Rule, Stage
 from tokcarve.passes.taps import TAPS, Tokens, needs_cls
@@ -125,6 +125,9 @@ def _rank(graphs: TokenGraphs, stage: Stage) -> int:
     unknown = [tap for tap in stage.reads if tap not in TAPS]
     if unknown:
         raise MethodError(f"stage at {stage.site} reads {unknown[0]!r}; taps are {', '.join(TAPS)}")
+    of_blocks = [tap for tap in stage.reads if TAPS[tap] is not Tokens]
+    if of_blocks and not stage.site.startswith("vision."):
+        raise TapNotFound(f"stage at {stage.site} reads {of_blocks[0]!r}, which only a vision layer has; read it there")
     if needs_cls(stage.reads) and not graphs.geometry.vision.prefix:
         raise MethodError(
             f"the method reads the [CLS] row, and this {graphs.geometry.vision.kind} tower has no [CLS] token; "
@@ -205,6 +208,8 @@ class _Carver:
         if before.index is not None:
             index = self.add("index", _Take(0), self.named(before.index), index)
         self._rewire(tokens, index)
+        if before.alive is not None:
+            self._unmask(tokens)
         return Thread(count=self.stage.keep, index=index.name, carry={k: v.name for k, v in carry.items()})
 
     def _choose(self, before: Thread, outcome: Node, carry: dict[str, Node]) -> Thread:

@@ -1,9 +1,9 @@
 """What must hold of a graph, stage by stage: one table, and the function that names what broke it.
 
-    captured   every node knows its shape; the connector delivers every visual token
-    carved     each site has exactly the count its stage promised; no row count of the old graph remains after it;
-               kept indices are int64 [batch, keep]; prefix rows are never dropped
-    exported   no dimension of the graph is symbolic
+captured   every node knows its shape; the connector delivers every visual token
+carved     each site has exactly the count its stage promised; no row count of the old graph remains after it;
+           kept indices are int64 [batch, keep]; prefix rows are never dropped
+exported   no dimension of the graph is symbolic
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from tokcarve.passes.errors import InvariantError
+from tokcarve.passes.errors import InvariantError, TokcarveError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import StageRecord
@@ -29,8 +29,25 @@ def propagate_vision(graphs: TokenGraphs, batch: int = 2) -> tuple[Tensor, dict[
     with mode:
         pixels = torch.empty(batch, 3, vision.image_size, vision.image_size, dtype=dtype, device=_device(graphs))
     with torch.no_grad():
-        features, kept = FakeTensorProp(graphs.vision, mode).propagate_dont_convert_inputs(pixels)
+        features, kept = _Shapes(graphs.vision, mode).propagate_dont_convert_inputs(pixels)
     return features, kept
+
+
+class _Shapes(FakeTensorProp):
+    """Shape propagation that names the node whose inputs do not fit it."""
+
+    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode) -> None:
+        super().__init__(module, mode)
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> object:
+        try:
+            return super().run_node(n)
+        except TokcarveError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InvariantError(f"node {n.name} of the vision graph does not fit its inputs: {reason}") from error
 
 
 def _device(graphs: TokenGraphs) -> torch.device:
@@ -63,9 +80,10 @@ def check_carved(graphs: TokenGraphs, schedule: Sequence[StageRecord]) -> None:
     _expect("connector", "visual tokens", features.shape[1], rows["connector"])
     for record in schedule:
         if record.how != "mask":
-            _expect(record.site, "kept indices", kept[record.site].shape[1], record.keep)
-            if kept[record.site].dtype != torch.int64:
-                raise InvariantError(f"{record.site}: kept indices are {kept[record.site].dtype}, not int64")
+            ids = kept.get(record.site)
+            _expect(record.site, "kept indices", 0 if ids is None else ids.shape[1], record.keep)
+            if ids is not None and ids.dtype != torch.int64:
+                raise InvariantError(f"{record.site}: kept indices are {ids.dtype}, not int64")
     for node in graphs.vision.graph.nodes:
         if node.meta.get("site") in rows:
             _check_block(node, rows, graphs.geometry)

@@ -25,7 +25,7 @@ class Stage:
 
     `rule(signals, carry)` is a pure function. signals holds the taps named in `reads` (and "alive", bool
     [batch, n], while tokens are masked); carry holds what earlier rules of this method returned under the names in
-    `carries`, already cut to the tokens of this site. The outcome holds every name in `carries` (float [batch, n, ...]) and
+    `carries`, already cut to the tokens of this site. The outcome holds every name in `carries`, [batch, n, ...], and
       observe  nothing else: no token is dropped here
       choose   "score" [batch, n], higher means keep: the `keep` best stay, in image order
       mask     "score" and "count" int64 [batch]: the rest stay in the tensor but are attended to no more

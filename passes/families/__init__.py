@@ -21,7 +21,8 @@ def _family(config: Any) -> Any:
         if name in FAMILIES:
             return FAMILIES[name]
     raise ModelError(
-        f"architecture {', '.join(names)} (config.json, 'architectures') has no adapter; supported: {', '.join(FAMILIES)}"
+        f"architecture {', '.join(names)} (config.json, 'architectures') has no adapter; "
+        f"supported: {', '.join(FAMILIES)}"
     )
 
 

@@ -45,7 +45,8 @@ def read_model(directory: Path, *, dtype: torch.dtype = torch.float32, device: s
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
-            f"{len(missing)} weights are missing in {directory}, the first is {missing[0]!r}; get the complete checkpoint"
+            f"{len(missing)} weights are missing in {directory}, the first is {missing[0]!r}; "
+            "get the complete checkpoint"
         )
     loaded: nn.Module = model.eval().to(device)
     return loaded

@@ -63,7 +63,9 @@ class NoReduction(Method):
     def stages(self, geometry: Geometry, tokens: int, counts: Counts | None) -> tuple[Stage, ...]:
         """Nothing; refuses any other count than all."""
         if tokens != geometry.total:
-            raise MethodError(f"method none keeps all {geometry.total} tokens; {tokens} were asked for: choose a method")
+            raise MethodError(
+                f"method none keeps all {geometry.total} tokens; {tokens} were asked for: choose a method"
+            )
         return ()
 
 

@@ -1,0 +1,103 @@
+"""`compress` of a 7B-shaped checkpoint directory: seconds and peak resident memory.
+
+The directory has the config and the safetensors headers of LLaVA-1.5-7B in fp16; the 14 GB of weights are a hole in
+the file system, because carving on the meta device must not read them.
+
+    python benchmarks/sparse_7b.py
+"""
+
+import json
+import resource
+import struct
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+import tokcarve
+from tokcarve.passes import families
+
+SHARD_BYTES = 5 * 10**9
+
+
+def config() -> LlavaConfig:
+    """The shapes of llava-hf/llava-1.5-7b-hf."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    text = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        vocab_size=32064,
+        max_position_embeddings=4096,
+    )
+    found = LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000)
+    found.architectures = ["LlavaForConditionalGeneration"]
+    return found
+
+
+def write_sparse_checkpoint(directory: Path) -> int:
+    """Headers for every tensor, holes for their bytes; returns the bytes a real checkpoint would hold."""
+    shape = config()
+    shape.save_pretrained(directory)
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    room = SHARD_BYTES
+    for name, tensor in families.empty(shape).state_dict().items():
+        size = tensor.numel() * 2
+        if size > room:
+            shards.append({})
+            room = SHARD_BYTES
+        shards[-1][name] = tuple(tensor.shape)
+        room -= size
+    weight_map, total = {}, 0
+    for i, tensors in enumerate(shards):
+        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        total += write_sparse_shard(directory / file, tensors)
+        weight_map |= dict.fromkeys(tensors, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return total
+
+
+def write_sparse_shard(path: Path, tensors: dict[str, tuple[int, ...]]) -> int:
+    """One fp16 shard whose data is a hole; returns its data bytes."""
+    header, offset = {}, 0
+    for name, shape in tensors.items():
+        size = 2 * int(torch.Size(shape).numel())
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + offset)
+    return offset
+
+
+def main() -> None:
+    """Print one row per method."""
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place) / "llava-7b"
+        directory.mkdir()
+        total = write_sparse_checkpoint(directory)
+        print(f"checkpoint of {total / 1e9:.1f} GB in {directory.name}; allowed: 20 s, 2.0 GiB")
+        for method in ("flowcut", "vtc_cls"):
+            start = time.perf_counter()
+            tokcarve.compress(str(directory), method=method, tokens=64, out=Path(place) / method)
+            seconds = time.perf_counter() - start
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            print(f"{method:10s} {seconds:6.1f} s   peak {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

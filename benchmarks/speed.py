@@ -1,0 +1,110 @@
+"""Speed on a model of honest size with random weights: CLIP-L/336 tower, text model shaped like Qwen2-0.5B.
+
+    python benchmarks/speed.py [--tokens 64] [--max-text 64] [--repeats 12] [--keep DIR]
+
+Every row is a whole artifact: compressed, exported, proven and profiled, pruned and unpruned graphs in turn in one run
+(ONNX Runtime, float32). "realised" is the measured speed-up over the one that the saved FLOPs promise.
+"""
+
+import argparse
+import contextlib
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
+
+import tokcarve
+from tokcarve.exporters.device.profile import profile
+from tokcarve.exporters.export import export_ort
+
+METHODS = {
+    "vtc_cls": {},
+    "flowcut": {"form": "static"},
+    "pooling": {},
+}
+
+
+def config() -> LlavaConfig:
+    """The shapes; 0.8 billion weights."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    text = Qwen2Config(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+        eos_token_id=151645,
+        pad_token_id=151643,
+    )
+    found = LlavaConfig(vision_config=vision, text_config=text, image_token_index=151646, tie_word_embeddings=True)
+    found.architectures = ["LlavaForConditionalGeneration"]
+    return found
+
+
+def write_checkpoint(directory: Path) -> None:
+    """Random weights, seeded, wide enough that attention is not flat."""
+    torch.manual_seed(0)
+    shape = config()
+    model = LlavaForConditionalGeneration(shape).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() < 2:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+            else:
+                weight.normal_(0.0, 1.5 / weight[0].numel() ** 0.5)
+    model.save_pretrained(directory)
+
+
+def measure(checkpoint: Path, place: Path, method: str, options: argparse.Namespace) -> None:
+    """Compress, export and profile one method, and print its row."""
+    params = METHODS[method]
+    artifact = tokcarve.compress(
+        str(checkpoint), method=method, tokens=options.tokens, params=params, out=place / method, force=True
+    )
+    export_ort(artifact.directory, max_text=options.max_text, max_new=16, force=True)
+    found = profile(artifact.directory, artifact.manifest.schedule, repeats=options.repeats, warm_up=2)
+    encoder, prefill, first = (found.stages[name] for name in ("encoder", "prefill", "first_token"))
+    print(
+        f"| {method} | {encoder.unpruned.p50:.0f} | {encoder.pruned.p50:.0f} "
+        f"| {100 * found.selector_shares['vision']:.2f} % "
+        f"| {prefill.unpruned.p50:.0f} | {prefill.pruned.p50:.0f} "
+        f"| {prefill.speedup:.2f} | {prefill.predicted:.2f} | {prefill.realised:.2f} | {first.speedup:.2f} |",
+        flush=True,
+    )
+    print(f"    {found.verdict}", flush=True)
+
+
+def main() -> None:
+    """Print one row per method."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--max-text", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--keep", type=Path, help="work in this directory and leave it there")
+    parser.add_argument("methods", nargs="*", default=list(METHODS))
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        place = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        checkpoint = place / "checkpoint"
+        if not (checkpoint / "config.json").is_file():
+            write_checkpoint(checkpoint)
+        print("| method | encoder ms, unpruned | pruned | selector | prefill ms, unpruned | pruned | speed-up ", end="")
+        print("| predicted | realised | first token speed-up |")
+        print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|", flush=True)
+        for method in options.methods:
+            measure(checkpoint, place, method, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""`tokcarve compress`: a model and a budget into an artifact."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokcarve.cli.output import emit_json, print_facts, print_line, print_table, progress_bars
+from tokcarve.passes.errors import MethodError, RecipeError
+
+if TYPE_CHECKING:
+    from tokcarve.recipes.manifest import Manifest
+    from tokcarve.recipes.schema import Recipe
+
+__all__ = ["compress", "manifest_facts", "recipe_from_flags"]
+
+
+def compress(
+    model: Annotated[str | None, typer.Argument(help="A directory, a hub id (owner/name) or an alias.")] = None,
+    method: Annotated[str | None, typer.Option(help="How tokens are chosen; `tokcarve methods` lists them.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of visual tokens in (0, 1], rounded up to 8.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Count of visual tokens, taken exactly.")] = None,
+    param: Annotated[list[str] | None, typer.Option(help="A hyper-parameter as name=value; repeatable.")] = None,
+    samples: Annotated[str | None, typer.Option(help="Calibrate on `scenes`, a folder or a JSONL file.")] = None,
+    count: Annotated[int | None, typer.Option(help="How many samples; 64 unless told.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of samples, and of random methods.")] = 0,
+    positions: Annotated[str, typer.Option(help="Position ids: renumbered or original.")] = "renumbered",
+    recipe: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped recipe.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to; NAME-METHOD-kN unless told.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all but write.")] = False,
+    copy_weights: Annotated[bool, typer.Option("--copy-weights", help="Put the base weights inside.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Rewrite a model to fewer visual tokens, calibrate it, and write an artifact.
+
+    --json: written (false with --dry-run), artifact (its directory), manifest (all of tokcarve.json).
+    """
+    flags: dict[str, Any] = {"keep": keep, "tokens": tokens, "samples": samples, "count": count}
+    if recipe is not None:
+        changed = {"--positions": positions != "renumbered", "--seed": seed != 0, "--param": param}
+        wanted = _from_file(recipe, model, {"--method": method, **{f"--{k}": v for k, v in flags.items()}, **changed})
+    else:
+        wanted = recipe_from_flags(model, method, param or [], {**flags, "seed": seed, "positions": positions})
+
+    from tokcarve.recipes.compress import compress_recipe, plan_recipe
+
+    with progress_bars() as progress:
+        if dry_run:
+            plan = plan_recipe(wanted, out=out, force=force, progress=progress)
+            place, manifest = plan.out, plan.manifest
+        else:
+            artifact = compress_recipe(wanted, out=out, force=force, copy_weights=copy_weights, progress=progress)
+            place, manifest = artifact.directory, artifact.manifest
+    if as_json:
+        emit_json("compress", {"written": not dry_run, "artifact": str(place), "manifest": _plain(manifest)})
+    else:
+        _print(place, manifest, written=not dry_run)
+
+
+def recipe_from_flags(model: str | None, method: str | None, param: list[str], flags: dict[str, Any]) -> "Recipe":
+    """The recipe that the flags describe; raises a TokcarveError naming the first flag that does not fit."""
+    from tokcarve.recipes.make import make_recipe
+    from tokcarve.recipes.schema import METHOD_RECIPES
+
+    if model is None:
+        raise RecipeError("no model was named; give a directory, a hub id or an alias such as tiny, or a --recipe")
+    if method is None:
+        raise MethodError(f"no method was named; give --method with one of {', '.join(METHOD_RECIPES)}")
+    if flags["count"] is not None and flags["samples"] is None:
+        raise RecipeError(f"--count {flags['count']} counts samples, and there are none; give --samples as well")
+    return make_recipe(model, method=method, params=_params(param), source="command line", **flags)
+
+
+def manifest_facts(manifest: "Manifest") -> dict[str, Any]:
+    """What every table says about an artifact: model, method, budget, and the three token numbers."""
+    numbers, budget = manifest.numbers, manifest.budget
+    params = ", ".join(f"{name}={value}" for name, value in manifest.method.params.items())
+    return {
+        "model": f"{manifest.model.name} ({manifest.model.architecture})",
+        "method": manifest.method.name + (f" ({params})" if params else ""),
+        "visual tokens": f"{budget.tokens} of {budget.total}, positions {manifest.positions}",
+        "entering the language model": numbers.tokens_entering,
+        "mean over its layers": numbers.tokens_mean,
+        "KV of visual tokens": f"{numbers.kv_mib:.3f} MiB in fp16 (unpruned {numbers.kv_mib_unpruned:.3f} MiB)",
+        "calibration": _calibration(manifest.calibration),
+        "not checked": "; ".join(manifest.not_checked) or None,
+    }
+
+
+def _from_file(name: str, model: str | None, given: dict[str, Any]) -> "Recipe":
+    from tokcarve.recipes.files import load_recipe, shipped_recipes
+
+    for flag, value in given.items():
+        if value:
+            raise RecipeError(f"{flag} was given together with --recipe {name}, which already says it; leave one out")
+    recipe = load_recipe(shipped_recipes().get(name, Path(name)))
+    return recipe if model is None else recipe.model_copy(update={"model": model})
+
+
+def _params(given: list[str]) -> dict[str, Any]:
+    params = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise MethodError(f"--param {text!r} is not name=value; write it as --param form=exact")
+        if name in params:
+            raise MethodError(f"--param {name} was given twice; give it once")
+        try:
+            params[name] = json.loads(value)
+        except ValueError:
+            params[name] = value
+    return params
+
+
+def _calibration(record: dict[str, Any] | None) -> str | None:
+    if record is None:
+        return None
+    text = f"{record['count']} samples of {record['samples']}"
+    fit = record.get("agreement")
+    if fit:
+        text += (
+            f"; on {fit['images']} held-out images the static form keeps {fit['overlap']:.1%} of what the exact one "
+            f"keeps, and the same set on {fit['identical']:.1%}"
+        )
+    return text
+
+
+def _plain(manifest: "Manifest") -> dict[str, Any]:
+    return manifest.model_dump(mode="json")
+
+
+def _print(place: Path, manifest: "Manifest", *, written: bool) -> None:
+    print_facts(f"{place}" if written else f"{place} (dry run: nothing was written)", manifest_facts(manifest))
+    rows = [(stage.site, stage.total, stage.keep, stage.how) for stage in manifest.schedule]
+    if rows:
+        print_table("schedule", ("site", "tokens before", "after", "how"), rows)
+    if written:
+        print_line(f"next: tokcarve export {place}")

@@ -1,0 +1,72 @@
+"""`tokcarve export`: an artifact into ONNX graphs for ONNX Runtime, proven against torch."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokcarve.cli.output import emit_json, print_facts, print_line, print_table, progress_bars
+
+if TYPE_CHECKING:
+    from tokcarve.exporters.export import ExportResult
+
+__all__ = ["export"]
+
+
+def export(
+    artifact: Annotated[Path | None, typer.Argument(help="The last one written here unless told.")] = None,
+    batch: Annotated[int, typer.Option(help="Images per run, fixed in the graphs.")] = 1,
+    max_text: Annotated[int, typer.Option(help="Most text tokens in a prompt.")] = 64,
+    max_new: Annotated[int, typer.Option(help="Most tokens in an answer.")] = 64,
+    trt: Annotated[bool, typer.Option("--trt", help="Check for TensorRT; build engines or the script for it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Write an artifact as static ONNX graphs, and prove them against the model in torch."""
+    from tokcarve.recipes.artifact import last
+
+    place = artifact if artifact is not None else last()
+
+    from tokcarve.exporters.export import export_ort
+
+    with progress_bars() as progress:
+        result = export_ort(
+            place, batch=batch, max_text=max_text, max_new=max_new, trt=trt, force=force, progress=progress
+        )
+    if as_json:
+        emit_json("export", _plain(result))
+    else:
+        _print(result, place)
+
+
+def _plain(result: "ExportResult") -> dict[str, Any]:
+    trt = None
+    if result.trt is not None:
+        trt = {"said": result.trt.said, "engines": list(result.trt.engines), "script": result.trt.script}
+    return {
+        "directory": str(result.directory),
+        "seconds": round(result.seconds, 2),
+        "weight_bytes": result.weight_bytes,
+        "graphs": [asdict(graph) for graph in result.graphs],
+        "trt": trt,
+        "record": result.record.model_dump(mode="json"),
+    }
+
+
+def _print(result: "ExportResult", place: Path) -> None:
+    record = result.record
+    facts = {
+        "shapes": f"batch {record.batch}, {record.pruned.tokens} of {record.total} visual tokens, up to "
+        f"{record.max_text} text tokens and {record.max_new} new ones, all constant",
+        "format": f"ONNX opset {record.opset}, {record.dtype}",
+        "weights": f"weights.data, {result.weight_bytes / 2**20:.1f} MiB, shared by all graphs",
+        "time": f"{result.seconds:.1f} s",
+        "TensorRT": None if result.trt is None else result.trt.said,
+        "not checked": "; ".join(record.not_checked) or None,
+    }
+    print_facts(str(result.directory), facts)
+    rows = [(g.name, g.nodes, g.selection_nodes, g.graph_bytes / 1024, g.weight_bytes / 2**20) for g in result.graphs]
+    print_table("graphs", ("file", "nodes", "of selection", "KiB", "reads MiB of weights"), rows)
+    print_table("checks", ("check", "passed", "found"), [(c.name, c.passed, c.detail) for c in record.checks])
+    print_line(f"next: tokcarve run {place} --image IMAGE --prompt TEXT, or tokcarve profile {place}")

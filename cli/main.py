@@ -1,0 +1,53 @@
+"""The table of verbs. Exit codes: 0 done, 2 your input, 1 our fault, 130 interrupted."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from tokcarve import __version__
+from tokcarve.cli.compress import compress
+from tokcarve.cli.export import export
+from tokcarve.cli.failures import guarded
+from tokcarve.cli.inspect import inspect
+from tokcarve.cli.methods import methods
+from tokcarve.cli.profile import profile
+from tokcarve.cli.run import run
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="tokcarve",
+    help="Compile vision-language models with fewer visual tokens into static graphs for edge GPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tokcarve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Compile vision-language models with fewer visual tokens into static graphs for edge GPUs."""
+
+
+for _verb in (compress, export, run, profile, inspect, methods):
+    app.command(_verb.__name__)(guarded(_verb))
+
+
+def main() -> None:
+    """The `tokcarve` command."""
+    if not sys.stderr.isatty():
+        # the bars of other libraries would fill a log file
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    app(prog_name="tokcarve")

@@ -1,0 +1,133 @@
+"""`tokcarve run`: a question about a picture, answered by an artifact."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tokcarve.cli.output import Progress, emit_json, print_facts, progress_bars
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tokcarve.exporters.device.answer import OnToken
+    from tokcarve.recipes.artifact import Artifact
+
+__all__ = ["run"]
+
+_TORCH_MAX_NEW = 64
+
+
+def run(
+    artifact: Annotated[Path | None, typer.Argument(help="The last one written here unless told.")] = None,
+    image: Annotated[Path, typer.Option(help="The picture: JPEG, PNG, WebP, BMP or TIFF.")] = ...,  # type: ignore[assignment]
+    prompt: Annotated[str, typer.Option(help="The question about it.")] = ...,  # type: ignore[assignment]
+    max_new: Annotated[int | None, typer.Option(help="Most tokens of the answer; as many as exported.")] = None,
+    runtime: Annotated[Literal["ort", "torch"], typer.Option(help="Exported graphs, or the model in torch.")] = "ort",
+    threads: Annotated[int | None, typer.Option(help="CPU threads per operator; the runtime's own choice.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Answer a question about a picture.
+
+    --json: artifact, runtime, provider, image, prompt, answer, tokens (ids; a stop token is the last), kept_indices (of
+    the patches that entered the language model, row by row from the top left), total (patches), timings_ms
+    {preprocess, vision, embedding, prefill, first_token, decode: one per further token}; with torch, vision, embedding
+    and prefill are one and null. These are times of a first, cold run; `tokcarve profile` measures.
+    """
+    from tokcarve.passes.samples import open_image
+    from tokcarve.recipes.artifact import last, read_artifact
+
+    found = read_artifact(artifact if artifact is not None else last())
+    picture = open_image(image)
+    with progress_bars() as progress:
+        answer = _with_ort if runtime == "ort" else _with_torch
+        reply = answer(found, picture, prompt, max_new, threads, progress)
+    fields = {"artifact": str(found.directory), "runtime": runtime, "image": str(image), "prompt": prompt, **reply}
+    if as_json:
+        emit_json("run", {**fields, "total": found.manifest.geometry.total})
+    else:
+        _print(fields, found)
+
+
+def _with_ort(
+    found: "Artifact",
+    picture: "Image",
+    prompt: str,
+    max_new: int | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    from tokcarve.exporters.device.answer import Answerer
+    from tokcarve.exporters.device.face import check_origin
+
+    answerer = Answerer(found.directory, threads=threads)
+    check_origin(found.directory, answerer.record, found.manifest)
+    most = max_new if max_new is not None else answerer.record.max_new
+    made = answerer.answer([picture], [prompt], max_new, _on_token(progress, most))
+    return {
+        "provider": answerer.provider.removesuffix("ExecutionProvider"),
+        "answer": made.text[0],
+        "tokens": list(made.tokens[0]),
+        "kept_indices": made.kept_indices[0].tolist(),
+        "timings_ms": made.timings[0].record(),
+    }
+
+
+def _with_torch(
+    found: "Artifact",
+    picture: "Image",
+    prompt: str,
+    max_new: int | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    from tokcarve.exporters.reply import reply_in_torch
+
+    most = max_new if max_new is not None else _TORCH_MAX_NEW
+    made = reply_in_torch(found, picture, prompt, most, threads, _on_token(progress, most))
+    return {
+        "provider": made.device,
+        "answer": made.text,
+        "tokens": list(made.tokens),
+        "kept_indices": list(made.kept_indices),
+        "timings_ms": made.timings,
+    }
+
+
+def _on_token(progress: Progress | None, most: int) -> "OnToken | None":
+    if progress is None:
+        return None
+    count = 0
+
+    def tick(row: int, token: int) -> None:
+        nonlocal count
+        count += 1
+        progress("answering", count, most)
+
+    return tick
+
+
+def _print(fields: dict[str, Any], found: "Artifact") -> None:
+    timings, kept = fields["timings_ms"], fields["kept_indices"]
+    steps = timings["decode"]
+    parts = [f"{timings[name]:.1f} {name}" for name in ("vision", "embedding", "prefill") if timings[name] is not None]
+    facts = {
+        "question": fields["prompt"],
+        "answer": fields["answer"].strip() or "(nothing: the first token was a stop token)",
+        "kept": f"{len(kept)} of {found.manifest.geometry.total} patches: {_ranges(kept)}",
+        "first token": f"{timings['first_token']:.1f} ms" + (f" ({', '.join(parts)})" if parts else ""),
+        "further tokens": f"{len(steps)}, {sum(steps) / len(steps):.1f} ms each" if steps else None,
+        "ran on": f"{fields['provider']} ({fields['runtime']}), image prepared in {timings['preprocess']:.1f} ms",
+    }
+    print_facts(str(found.directory), facts)
+
+
+def _ranges(indices: list[int]) -> str:
+    """0, 1, 2, 7 as "0-2, 7"."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1][1:] = [index]
+        else:
+            runs.append([index])
+    return ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in runs)

@@ -1,0 +1,228 @@
+"""Answers about images from an exported `ort` face: vision, embedding, prefill, then greedy decoding in numpy.
+
+Every graph has fixed shapes, so a short batch is filled up by repeating its last row, and a longer one runs in chunks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tokcarve.exporters.device.images import load_image_processor
+from tokcarve.exporters.device.pipeline import Ids, Pipeline, greedy
+from tokcarve.exporters.device.prompt import PromptError, load_prompter
+from tokcarve.exporters.device.session import GRAPHS, open_face
+from tokcarve.passes.errors import ArtifactError
+
+__all__ = ["Answerer", "Answers", "Generation", "OnToken", "Timings"]
+
+OnToken = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Wall-clock milliseconds of one chunk; `decode` has one entry per step after the first token."""
+
+    preprocess: float
+    vision: float
+    embedding: float
+    prefill: float
+    decode: tuple[float, ...]
+
+    @property
+    def first_token(self) -> float:
+        """From pixels and token ids to the first generated token; `preprocess` is not in it."""
+        return self.vision + self.embedding + self.prefill
+
+    def record(self) -> dict[str, Any]:
+        """These timings as JSON, milliseconds."""
+        return {
+            "preprocess": self.preprocess,
+            "vision": self.vision,
+            "embedding": self.embedding,
+            "prefill": self.prefill,
+            "first_token": self.first_token,
+            "decode": list(self.decode),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Greedy tokens per row (a stop token, if one came, is the last), kept patch ids [rows, keep], timings by chunk."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    kept_indices: Ids
+    timings: tuple[Timings, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(Generation):
+    """A generation with its text, row by row."""
+
+    text: tuple[str, ...]
+
+
+class Answerer:
+    """One side of an exported artifact, loaded and ready; `baseline` takes the unpruned graphs.
+
+    Raises ExportError or ArtifactError if the artifact has no usable `ort` face.
+    """
+
+    def __init__(self, artifact: Path, *, baseline: bool = False, threads: int | None = None) -> None:
+        self.face = open_face(artifact, threads)
+        self.record = self.face.record
+        self.side = self.record.side(baseline)
+        self.images = load_image_processor(artifact / "processor")
+        self.prompter = load_prompter(artifact / "processor", self.record.geometry.image_token_id)
+        self.pipeline = Pipeline(self.face, baseline=baseline)
+        for name in GRAPHS:
+            self.pipeline.graph(name)
+
+    @property
+    def provider(self) -> str:
+        """The ONNX Runtime provider that the language model runs on."""
+        return self.pipeline.graph("prefill").provider
+
+    def answer(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        max_new: int | None = None,
+        on_token: OnToken | None = None,
+    ) -> Answers:
+        """Answers `prompts[i]` about `images[i]` with up to `max_new` tokens (default: what was exported).
+
+        `on_token(i, token)` is called for every token as it comes. Raises PromptError for a prompt that is too long
+        or names an image itself, or a `max_new` outside 1..exported; nothing runs then.
+        """
+        if len(images) != len(prompts) or not images:
+            raise PromptError(f"{len(prompts)} prompts for {len(images)} images; give one of each per answer")
+        clock = _Clock()
+        ids = [self.prompter.encode(prompt, self.side.tokens) for prompt in prompts]
+        pixels = self.images(images)
+        made = self.generate(pixels, ids, max_new, on_token, preprocess=clock.lap())
+        text = tuple(self.prompter.decode(tokens) for tokens in made.tokens)
+        return Answers(text=text, tokens=made.tokens, kept_indices=made.kept_indices, timings=made.timings)
+
+    def generate(
+        self,
+        pixel_values: NDArray[np.float32],
+        input_ids: Sequence[Sequence[int]],
+        max_new: int | None = None,
+        on_token: OnToken | None = None,
+        preprocess: float = 0.0,
+    ) -> Generation:
+        """Greedy tokens for `pixel_values` float32 [rows, 3, height, width] and as many prompts.
+
+        Prompts are token ids that hold the image token as often as tokens enter the language model (`side.tokens`),
+        unpadded. `preprocess` milliseconds are recorded with the timings, shared among chunks. Raises as `answer`.
+        """
+        new = self._allowed_new(max_new)
+        self._check(pixel_values, input_ids)
+        rows, batch = len(input_ids), self.record.batch
+        chunks = [list(range(start, min(start + batch, rows))) for start in range(0, rows, batch)]
+        made = [_Chunk(self.pipeline, pixel_values, input_ids, chunk) for chunk in chunks]
+        done = [chunk.run(new, on_token, preprocess / len(chunks)) for chunk in made]
+        return Generation(
+            tokens=tuple(tuple(tokens) for chunk in made for tokens in chunk.tokens),
+            kept_indices=np.concatenate([chunk.kept for chunk in made]),
+            timings=tuple(done),
+        )
+
+    def _allowed_new(self, max_new: int | None) -> int:
+        most = self.record.max_new
+        if max_new is None:
+            return most
+        if not 1 <= max_new <= most:
+            raise PromptError(
+                f"max_new={max_new} does not fit this export; ask for 1..{most}, "
+                f"or export again with `tokcarve export --max-new {max(1, max_new)}`"
+            )
+        return max_new
+
+    def _check(self, pixel_values: NDArray[np.float32], input_ids: Sequence[Sequence[int]]) -> None:
+        wanted = self.pipeline.graph("vision").shapes["pixel_values"][1:]
+        if pixel_values.shape[1:] != wanted or len(pixel_values) != len(input_ids):
+            raise ArtifactError(
+                f"the image processor makes {len(pixel_values)} x {pixel_values.shape[1:]}, and the model takes "
+                f"{len(input_ids)} x {wanted}; use the processor files of the model's own checkpoint"
+            )
+        image_token = self.record.geometry.image_token_id
+        for ids in input_ids:
+            text = len(ids) - self.side.tokens
+            if text > self.record.max_text:
+                raise PromptError(
+                    f"the prompt has {text} tokens besides the image, and this export holds {self.record.max_text}; "
+                    f"shorten it, or export again with `tokcarve export --max-text {text}`"
+                )
+            if list(ids).count(image_token) != self.side.tokens:
+                raise PromptError(
+                    f"the prompt holds {list(ids).count(image_token)} image tokens, and {self.side.tokens} enter "
+                    f"the language model; repeat token {image_token} that often"
+                )
+
+
+class _Chunk:
+    """One batch on its way through the four graphs: `wanted` are the caller's rows in it."""
+
+    def __init__(
+        self, pipeline: Pipeline, pixels: NDArray[np.float32], ids: Sequence[Sequence[int]], wanted: list[int]
+    ) -> None:
+        record = pipeline.record
+        filled = wanted + wanted[-1:] * (record.batch - len(wanted))
+        self.pipeline, self.wanted = pipeline, wanted
+        self.stops = record.geometry.eos_token_ids
+        self.pixels = np.ascontiguousarray(pixels[filled])
+        self.ids = np.full(
+            (len(filled), record.max_text + pipeline.side.tokens), record.geometry.pad_token_id, np.int64
+        )
+        for row, source in enumerate(filled):
+            self.ids[row, : len(ids[source])] = ids[source]
+        self.lengths: Ids = np.array([len(ids[source]) for source in filled], np.int64)
+        self.tokens: list[list[int]] = [[] for _ in wanted]
+        self.kept: Ids = np.empty((0, 0), np.int64)
+
+    def run(self, max_new: int, on_token: OnToken | None, preprocess: float) -> Timings:
+        """Fills `tokens` and `kept`; gives the timings."""
+        pipeline, clock = self.pipeline, _Clock()
+        seen = pipeline.vision(self.pixels)
+        vision = clock.lap()
+        embedded = pipeline.embed(self.ids, seen)
+        embedding = clock.lap()
+        prefilled = pipeline.prefill(embedded, self.lengths)
+        latest = greedy(prefilled["logits"])
+        prefill = clock.lap()
+        self.kept = seen["kept_indices"][: len(self.wanted)].astype(np.int64)
+        self._take(latest, on_token)
+        cache, steps = pipeline.cache(prefilled), list[float]()
+        while len(steps) + 1 < max_new and not all(tokens[-1] in self.stops for tokens in self.tokens):
+            clock.lap()
+            latest = greedy(pipeline.step(latest, self.lengths, len(steps), cache))
+            steps.append(clock.lap())
+            self._take(latest, on_token)
+        return Timings(preprocess=preprocess, vision=vision, embedding=embedding, prefill=prefill, decode=tuple(steps))
+
+    def _take(self, latest: Ids, on_token: OnToken | None) -> None:
+        """Keeps the new token of every row that is still going."""
+        for row, tokens in enumerate(self.tokens):
+            if tokens and tokens[-1] in self.stops:
+                continue
+            tokens.append(int(latest[row, 0]))
+            if on_token is not None:
+                on_token(self.wanted[row], tokens[-1])
+
+
+class _Clock:
+    """Milliseconds between calls of `lap`."""
+
+    def __init__(self) -> None:
+        self.last = perf_counter()
+
+    def lap(self) -> float:
+        before, self.last = self.last, perf_counter()
+        return (self.last - before) * 1000

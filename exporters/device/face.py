@@ -1,0 +1,148 @@
+"""The record of an exported `ort` face, `export/ort/export.json`: closed, versioned, and sealed by a digest.
+
+The exporter fills it, the device reads it; both through this file, so that a key cannot mean two things. `files` lists
+every file of the face by its path inside it (`weights.data`, `vision.onnx`, `baseline.vision.onnx`, ...). Graphs are
+hashed again when they are loaded; `weights.data`, which may be gigabytes, is checked by its size alone.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tokcarve.passes.errors import ArtifactError, ExportError
+from tokcarve.passes.geometry import Geometry
+from tokcarve.recipes.manifest import CheckRecord, Manifest
+
+__all__ = [
+    "BASELINE",
+    "FACE_DIRECTORY",
+    "FaceFile",
+    "OrtFace",
+    "Side",
+    "check_files",
+    "check_origin",
+    "file_record",
+    "read_face",
+    "seal",
+]
+
+FACE_DIRECTORY = Path("export") / "ort"
+BASELINE = "baseline."
+"""Prefix of the unpruned model's graphs, which lie beside the pruned ones: weights must be in a graph's own folder."""
+_HASHED_UP_TO = 64 * 2**20
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class FaceFile(_Closed):
+    """Size in bytes and SHA-256 (hexadecimal) of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class Side(_Closed):
+    """One set of four graphs: image tokens that enter the language model, then rows and KV capacity of each layer."""
+
+    tokens: int
+    rows: tuple[int, ...]
+    capacities: tuple[int, ...]
+
+
+class OrtFace(_Closed):
+    """What is in a face: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from."""
+
+    format: Literal[1] = 1
+    face: Literal["ort"] = "ort"
+    batch: int
+    total: int
+    max_text: int
+    max_new: int
+    opset: int
+    dtype: Literal["float32", "float16"]
+    positions: Literal["renumbered", "original"]
+    pruned: Side
+    baseline: Side
+    geometry: Geometry
+    files: dict[str, FaceFile]
+    checks: tuple[CheckRecord, ...]
+    not_checked: tuple[str, ...]
+    artifact: str
+    digest: str = ""
+
+    def side(self, baseline: bool) -> Side:
+        """The unpruned graphs' counts if `baseline`, else the pruned ones'."""
+        return self.baseline if baseline else self.pruned
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    rest = {key: value for key, value in fields.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(face: OrtFace) -> str:
+    """The JSON text of `face`, ending in a newline, with its digest filled in; nothing else is changed."""
+    fields = face.model_dump(mode="json")
+    return json.dumps({**fields, "digest": _digest(fields)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def file_record(path: Path) -> FaceFile:
+    """Size and SHA-256 of `path`, read in blocks."""
+    with path.open("rb") as stream:
+        return FaceFile(bytes=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def read_face(artifact: Path) -> OrtFace:
+    """The record of the `ort` face of `artifact` (the directory that `compress` wrote).
+
+    Raises ExportError if there is none, ArtifactError if it is not one of ours, of a newer format or edited.
+    """
+    path = artifact / FACE_DIRECTORY / "export.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ExportError(f"{artifact} has no export/ort yet; write it with `tokcarve export {artifact}`") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); export again with `tokcarve export`") from error
+    if not isinstance(fields, dict):
+        raise ArtifactError(f"{path} holds no JSON object; export again with `tokcarve export`")
+    if fields.get("format") != 1:
+        raise ArtifactError(f"{path} has format {fields.get('format')!r}, this version reads 1; export again")
+    if fields.get("digest") != _digest(fields):
+        raise ArtifactError(f"{path} does not match its digest, so it was edited; export again with `tokcarve export`")
+    try:
+        return OrtFace.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: {place}: {first['msg']}; export again with `tokcarve export`") from error
+
+
+def check_files(artifact: Path, face: OrtFace) -> None:
+    """Compares every file of the face with its record: sizes always, SHA-256 of files up to 64 MiB other than weights.
+
+    Raises ArtifactError naming the first file that is missing or differs.
+    """
+    for name, recorded in face.files.items():
+        path = artifact / FACE_DIRECTORY / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; export again with `tokcarve export {artifact}`")
+        size = path.stat().st_size
+        hashed = path.suffix == ".onnx" and size <= _HASHED_UP_TO
+        if size != recorded.bytes or (hashed and file_record(path).sha256 != recorded.sha256):
+            raise ArtifactError(f"{path} is not the file that was exported; export again with `tokcarve export`")
+
+
+def check_origin(artifact: Path, face: OrtFace, manifest: Manifest) -> None:
+    """Raises ArtifactError if `face` was exported from another manifest than the one that is beside it now."""
+    if face.artifact != manifest.digest:
+        raise ArtifactError(
+            f"{artifact / FACE_DIRECTORY} was exported from another compression than {artifact} holds now; "
+            f"export again with `tokcarve export {artifact}`"
+        )

@@ -1,0 +1,65 @@
+"""Peak memory of answering with one side of a face, measured in a process of its own.
+
+Run as `python -m tokcarve.exporters.device.memory ARTIFACT pruned|unpruned [THREADS]`, it loads the four graphs, does a
+prefill and one decode step, and prints what its memory came to as one JSON object.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tokcarve.exporters.device.pipeline import Pipeline, greedy
+from tokcarve.exporters.device.probe import probe
+from tokcarve.exporters.device.session import open_face
+from tokcarve.passes.errors import ExportError
+
+__all__ = ["Memory", "measure_memory"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """MiB of resident memory: before any graph was loaded, and at the peak."""
+
+    start_mib: float
+    peak_mib: float
+
+
+def measure_memory(artifact: Path, *, baseline: bool, threads: int | None) -> Memory:
+    """Memory of a fresh process that answers with one side; raises ExportError if it fails, with its last words."""
+    command = [sys.executable, "-m", __spec__.name, str(artifact), "unpruned" if baseline else "pruned"]
+    done = subprocess.run(command + ([str(threads)] if threads else []), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise ExportError(
+            f"the {command[-1]} graphs of {artifact} did not run in a process of their own ({words[0]}); "
+            f"if memory ran out, try a smaller batch or model"
+        )
+    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _peak_mib() -> float:
+    """This process's own peak; getrusage would count what its parent held when it started this one."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource  # no Windows has it
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _main(artifact: str, side: str, threads: str | None = None) -> None:
+    start = _peak_mib()
+    face = open_face(Path(artifact), int(threads) if threads else None)
+    pipeline = Pipeline(face, baseline=side == "unpruned")
+    pixels, ids, lengths = probe(pipeline)
+    prefilled = pipeline.prefill(pipeline.embed(ids, pipeline.vision(pixels)), lengths)
+    pipeline.step(greedy(prefilled["logits"]), lengths, 0, pipeline.cache(prefilled))
+    print(json.dumps(asdict(Memory(start_mib=start, peak_mib=_peak_mib()))))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

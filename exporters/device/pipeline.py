@@ -1,0 +1,80 @@
+"""The four graphs of one side of a face, as the steps of an answer: vision, embedding, prefill, then decode by decode.
+
+Every step is a plain call on numpy arrays with the exported batch; the KV cache of layer l is one buffer of the
+exported capacity, whose first rows prefill fills and to which every decode step adds one.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokcarve.exporters.device.session import Array, Face, Graph
+
+__all__ = ["Cache", "Ids", "Pipeline", "greedy"]
+
+Ids = NDArray[np.int64]
+Cache = dict[str, Array]
+
+
+class Pipeline:
+    """One side of a face; a graph is loaded when it is first used and stays until `release`."""
+
+    def __init__(self, face: Face, *, baseline: bool) -> None:
+        self.face, self.baseline = face, baseline
+        self.record = face.record
+        self.side = face.record.side(baseline)
+        self._graphs: dict[str, Graph] = {}
+
+    def graph(self, name: str) -> Graph:
+        """The graph `name`, loaded if need be; raises ExportError if ONNX Runtime cannot."""
+        if name not in self._graphs:
+            self._graphs[name] = self.face.open(name, baseline=self.baseline)
+        return self._graphs[name]
+
+    def release(self) -> None:
+        """Lets go of every loaded graph and its memory."""
+        self._graphs.clear()
+
+    def vision(self, pixel_values: Array) -> dict[str, Array]:
+        """`image_features` [batch, tokens, hidden] and `kept_indices` [batch, tokens] of [batch, 3, height, width]."""
+        return self.graph("vision").run({"pixel_values": pixel_values})
+
+    def embed(self, input_ids: Ids, seen: Mapping[str, Array]) -> dict[str, Array]:
+        """`inputs_embeds` and `position_ids` of right-padded ids [batch, rows]; `seen` is what vision gave."""
+        return self.graph("embedding").run({"input_ids": input_ids, **seen})
+
+    def prefill(self, embedded: Mapping[str, Array], lengths: Ids) -> dict[str, Array]:
+        """`logits` [batch, 1, vocab] of the last real row and every layer's keys and values; `lengths` [batch]."""
+        return self.graph("prefill").run({**embedded, "prompt_lengths": lengths})
+
+    def cache(self, prefilled: Mapping[str, Array]) -> Cache:
+        """Buffers of the exported capacities, under the names of decode's inputs, with the prompt's rows in them."""
+        decode, cache = self.graph("decode"), {}
+        for layer, rows in enumerate(self.side.rows):
+            for kind in ("key", "value"):
+                name = f"past_key_values.{layer}.{kind}"
+                cache[name] = np.zeros(decode.shapes[name], decode.types[name])
+                cache[name][:, :, :rows] = prefilled[f"present.{layer}.{kind}"]
+        return cache
+
+    def step(self, latest: Ids, lengths: Ids, step: int, cache: Cache) -> Array:
+        """Logits [batch, 1, vocab] after feeding `latest` [batch, 1]; its keys and values are written into `cache`."""
+        skipped = self.record.total - self.side.tokens if self.record.positions == "original" else 0
+        feeds = {
+            "input_ids": latest,
+            "position_ids": lengths[:, None] + skipped + step,
+            "prompt_lengths": lengths,
+            "step": np.array([step], np.int64),
+        }
+        made = self.graph("decode").run({**feeds, **cache})
+        for layer, rows in enumerate(self.side.rows):
+            for kind in ("key", "value"):
+                cache[f"past_key_values.{layer}.{kind}"][:, :, rows + step] = made[f"present.{layer}.{kind}"][:, :, 0]
+        return made["logits"]
+
+
+def greedy(logits: Array) -> Ids:
+    """The best token [batch, 1] of logits [batch, 1, vocab]; of equals the lowest id."""
+    best: Ids = np.argmax(logits[:, 0], axis=-1).astype(np.int64)
+    return best[:, None]

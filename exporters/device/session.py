@@ -1,0 +1,107 @@
+"""ONNX Runtime sessions of an exported `ort` face: which provider runs them, how many threads, what they take and give.
+
+CUDA is used when ONNX Runtime has it and can start it, otherwise the CPU; what was chosen is recorded on every graph.
+"""
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from tokcarve.exporters.device.face import BASELINE, FACE_DIRECTORY, OrtFace, check_files, read_face
+from tokcarve.passes.errors import ExportError
+
+__all__ = ["GRAPHS", "Array", "Face", "Graph", "open_face"]
+
+GRAPHS = ("vision", "embedding", "prefill", "decode")
+Array = NDArray[Any]
+
+_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One loaded graph; `provider` is where it runs."""
+
+    session: Any
+    outputs: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, Any]
+    provider: str
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs by name; `feeds` holds every input by name, in the shapes of `shapes`, and may hold more."""
+        inputs = {name: feeds[name] for name in self.shapes}
+        return dict(zip(self.outputs, self.session.run(None, inputs), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Face:
+    """An exported face, checked, to be opened; `threads` is per operator, None leaves it to ONNX Runtime."""
+
+    artifact: Path
+    record: OrtFace
+    threads: int | None = None
+    providers: tuple[str, ...] = field(default_factory=lambda: _providers())
+
+    def open(self, name: str, *, baseline: bool = False, profile_to: Path | None = None) -> Graph:
+        """The graph `name` (one of GRAPHS), of the unpruned model if `baseline`.
+
+        `profile_to` makes ONNX Runtime time every node and write files with that prefix; it slows the graph down.
+        Raises ExportError if ONNX Runtime cannot load it.
+        """
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        # threads that wait for work burn the core that another session, or another process, needs
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        if profile_to is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_to)
+        path = self.artifact / FACE_DIRECTORY / f"{BASELINE if baseline else ''}{name}.onnx"
+        try:
+            session = ort.InferenceSession(str(path), options, providers=list(self.providers))
+        except Exception as error:  # ONNX Runtime raises its own kinds, straight from Exception
+            raise ExportError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
+        inputs = session.get_inputs()
+        return Graph(
+            session=session,
+            outputs=tuple(output.name for output in session.get_outputs()),
+            shapes={one.name: tuple(int(size) for size in one.shape) for one in inputs},
+            types={one.name: _TYPES[one.type] for one in inputs},
+            provider=session.get_providers()[0],
+        )
+
+
+def open_face(artifact: Path, threads: int | None = None) -> Face:
+    """The `ort` face of `artifact`, its record and files checked, nothing loaded yet.
+
+    Raises ExportError for an artifact without an export or a thread count below 1, ArtifactError for changed files.
+    """
+    if threads is not None and threads < 1:
+        raise ExportError(f"threads={threads} is no thread count; give 1 or more, or nothing for the default")
+    record = read_face(artifact)
+    check_files(artifact, record)
+    return Face(artifact=artifact, record=record, threads=threads)
+
+
+def _providers() -> tuple[str, ...]:
+    """CUDA before the CPU where both ONNX Runtime and a driver are there, else the CPU alone."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return ("CPUExecutionProvider",)
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ("CPUExecutionProvider",)
+    ort.preload_dlls()
+    return ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,291 @@
+"""An artifact into its `ort` face: eight ONNX graphs, one weight file, golden samples, and the record of the proof."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from torch import nn
+
+from tokcarve.exporters import verify
+from tokcarve.exporters.device.face import BASELINE, FACE_DIRECTORY, OrtFace, Side, file_record, seal
+from tokcarve.exporters.device.pipeline import Pipeline
+from tokcarve.exporters.device.session import Face
+from tokcarve.exporters.golden import NEW_TOKENS, Golden, make_samples, reference, save_golden
+from tokcarve.exporters.modules import Shapes, face_graphs, shapes
+from tokcarve.exporters.onnx import OPSET, lower, weight_names
+from tokcarve.exporters.trt import TrtOutcome, prove_trt
+from tokcarve.exporters.weights import WeightFile
+from tokcarve.passes import families
+from tokcarve.passes.errors import CheckError, ExportError
+from tokcarve.passes.families.load import read_model
+from tokcarve.passes.geometry import Geometry
+from tokcarve.passes.graph import TokenGraphs
+from tokcarve.recipes.artifact import Artifact, read_artifact
+from tokcarve.recipes.atomic import replace_directory, write_file
+from tokcarve.recipes.carve import carve
+from tokcarve.recipes.manifest import CheckRecord
+
+__all__ = ["ExportResult", "GraphFile", "export_ort"]
+
+Progress = Callable[[str, int, int], None]
+_WEIGHTS = "weights.data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphFile:
+    """One written graph: `weight_bytes` it reads from the weight file, `seconds` from torch to file."""
+
+    name: str
+    nodes: int
+    selection_nodes: int
+    graph_bytes: int
+    weight_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was written and proven. `trt` is None unless TensorRT was asked for."""
+
+    directory: Path
+    record: OrtFace
+    graphs: tuple[GraphFile, ...]
+    weight_bytes: int
+    seconds: float
+    trt: TrtOutcome | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A model to export: itself, carved and whole, and the constants of both."""
+
+    model: nn.Module
+    carved: TokenGraphs
+    plain: TokenGraphs
+    pruned: Shapes
+    unpruned: Shapes
+
+
+def export_ort(
+    artifact: str | Path,
+    *,
+    batch: int = 1,
+    max_text: int = 64,
+    max_new: int = 64,
+    trt: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Write ARTIFACT/export/ort for prompts of up to `max_text` text tokens and answers of up to `max_new` tokens.
+
+    Everything is proven before it takes its place; a CheckError says what did not hold, and then nothing is written.
+    Raises ExportError for sizes the model cannot serve, an existing export without `force` and a full disk, and what
+    reading an artifact raises.
+    """
+    started = time.perf_counter()
+    tell = progress if progress is not None else lambda what, done, total: None
+    found = read_artifact(Path(artifact))
+    place = found.directory / FACE_DIRECTORY
+    _check_request(found, place, batch=batch, max_text=max_text, max_new=max_new, force=force)
+    tell("reading weights", 0, 1)
+    source = _load(found, batch=batch, max_text=max_text, max_new=max_new)
+    tell("reading weights", 1, 1)
+    _check_room(source.model, found.directory)
+    with replace_directory(place) as work:
+        # the device runtime, which proves the export, expects the layout of an artifact
+        stage = work / FACE_DIRECTORY
+        stage.mkdir(parents=True)
+        graphs = _write_graphs(source, stage, tell)
+        record, outcome = _prove(found, source, work, stage, graphs, trt, tell)
+        write_file(stage / "export.json", seal(record))
+        for path in list(stage.iterdir()):
+            path.rename(work / path.name)
+        shutil.rmtree(work / FACE_DIRECTORY.parts[0])
+    tell("checking", 3, 3)
+    return ExportResult(
+        directory=place,
+        record=record,
+        graphs=graphs,
+        weight_bytes=record.files[_WEIGHTS].bytes,
+        seconds=time.perf_counter() - started,
+        trt=outcome,
+    )
+
+
+def _check_request(artifact: Artifact, place: Path, *, batch: int, max_text: int, max_new: int, force: bool) -> None:
+    for name, value, least in (("batch", batch, 1), ("max-text", max_text, 4), ("max-new", max_new, 1)):
+        if value < least:
+            raise ExportError(f"--{name} {value} is too small; give {least} or more")
+    geometry: Geometry = artifact.manifest.geometry
+    longest, limit = geometry.total + max_text + max_new, geometry.text.max_positions
+    window = geometry.text.sliding_window
+    if longest > limit:
+        raise ExportError(
+            f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} "
+            f"positions, and the model has {limit}; give less text or fewer new tokens"
+        )
+    if window is not None and longest > window:
+        raise ExportError(
+            f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} rows, "
+            f"more than the model's attention window of {window}; give less text or fewer new tokens"
+        )
+    if place.exists() and not force:
+        raise ExportError(f"{place} exists; pass --force to replace it")
+
+
+def _load(artifact: Artifact, *, batch: int, max_text: int, max_new: int) -> _Source:
+    model = read_model(artifact.open_base().path)
+    carved, plain = carve(model, artifact.manifest).graphs, families.capture(model)
+    tokens, total = artifact.manifest.budget.tokens, artifact.manifest.budget.total
+    return _Source(
+        model=model,
+        carved=carved,
+        plain=plain,
+        pruned=shapes(carved, tokens=tokens, batch=batch, max_text=max_text, max_new=max_new),
+        unpruned=shapes(plain, tokens=total, batch=batch, max_text=max_text, max_new=max_new),
+    )
+
+
+def _check_room(model: nn.Module, directory: Path) -> None:
+    wanted = int(1.05 * sum(p.numel() * p.element_size() for p in model.parameters())) + 2**24
+    free = shutil.disk_usage(directory).free
+    if free < wanted:
+        raise ExportError(
+            f"the export needs {wanted / 2**30:.1f} GiB in {directory}, and {free / 2**30:.1f} GiB are free; "
+            "free some space or move the artifact to a larger disk"
+        )
+
+
+def _write_graphs(source: _Source, stage: Path, tell: Progress) -> tuple[GraphFile, ...]:
+    names = weight_names(source.model)
+    table = names.get(source.carved.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
+    pieces = [
+        (f"{prefix}{name}.onnx", piece)
+        for prefix, graphs, sizes in (
+            ("", source.carved, source.pruned),
+            (BASELINE, source.plain, source.unpruned),
+        )
+        for name, piece in face_graphs(graphs, sizes).items()
+    ]
+    written = []
+    with WeightFile(stage / _WEIGHTS) as weights:
+        for done, (name, piece) in enumerate(pieces):
+            tell("writing graphs", done, len(pieces))
+            started = time.perf_counter()
+            model = lower(
+                piece.module,
+                piece.inputs,
+                input_names=piece.input_names,
+                output_names=piece.output_names,
+                names=names,
+                as_stored=(table,),
+            )
+            size = weights.save(model, stage / name)
+            written.append(_graph_file(name, model, size, time.perf_counter() - started))
+    return tuple(written)
+
+
+def _graph_file(name: str, model: ir.Model, size: int, seconds: float) -> GraphFile:
+    external = [value.const_value for value in model.graph.initializers.values()]
+    return GraphFile(
+        name=name,
+        nodes=len(model.graph),
+        selection_nodes=sum(str(node.name).startswith("tokcarve_select") for node in model.graph),
+        graph_bytes=size,
+        weight_bytes=sum(tensor.nbytes for tensor in external if isinstance(tensor, ir.ExternalTensor)),
+        seconds=round(seconds, 2),
+    )
+
+
+def _prove(
+    artifact: Artifact,
+    source: _Source,
+    work: Path,
+    stage: Path,
+    graphs: tuple[GraphFile, ...],
+    trt: bool,
+    tell: Progress,
+) -> tuple[OrtFace, TrtOutcome | None]:
+    """The record of everything in `stage`, all of it checked; CheckError for the first check that does not hold."""
+    paths = [stage / graph.name for graph in graphs]
+    tell("checking", 0, 3)
+    checks = [verify.check_graph(path) for path in paths]
+    checks.append(verify.check_weights(paths, dict((*source.model.named_parameters(), *source.model.named_buffers()))))
+    _require(checks)
+    tell("checking", 1, 3)
+    golden = _golden(source)
+    save_golden(golden, source.carved.geometry, stage / "golden.npz")
+    draft = _record(artifact, source, stage)
+    face = Face(artifact=work, record=draft, providers=("CPUExecutionProvider",))
+    for side, expected in (("pruned", golden.pruned), ("unpruned", golden.plain)):
+        pipeline = Pipeline(face, baseline=side == "unpruned")
+        checks += verify.check_numbers(pipeline, golden.samples, expected, side=side)
+        pipeline.release()
+    _require(checks)
+    power = verify.check_power(golden)
+    open_questions = ["ONNX Runtime ran on the CPU; no GPU provider was tried", "no run on an edge device"]
+    if power.passed:
+        checks.append(power)
+    else:
+        open_questions.append(f"the comparison of logits has no power to tell the pruned model apart: {power.detail}")
+    if golden.skipped:
+        open_questions.append(f"{golden.skipped} images were passed over, on which rounding decides what is kept")
+    outcome = None
+    if trt:
+        tell("checking", 2, 3)
+        outcome = prove_trt(stage, {graph.name: graph.weight_bytes for graph in graphs})
+        checks += outcome.checks
+        open_questions += outcome.not_checked
+        _require(checks)
+    else:
+        open_questions.append("TensorRT: no lint, no parse, no build (export --trt does them)")
+    kept = tuple(CheckRecord(name=check.name, passed=check.passed, detail=check.detail) for check in checks)
+    final = _record(artifact, source, stage)
+    return final.model_copy(update={"checks": kept, "not_checked": tuple(open_questions)}), outcome
+
+
+def _require(checks: list[verify.Check]) -> None:
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        more = f" ({len(failed) - 1} further checks failed)" if len(failed) > 1 else ""
+        raise CheckError(f"the export does not hold and was not written: {failed[0].name}: {failed[0].detail}{more}")
+
+
+def _golden(source: _Source) -> Golden:
+    batch, sizes = source.pruned.batch, source.pruned
+    count = batch * -(-4 // batch)
+    samples, skipped = make_samples(source.carved, count=count, max_text=sizes.prompt - sizes.tokens)
+    new = min(NEW_TOKENS, sizes.max_new)
+    return Golden(
+        samples=samples,
+        pruned=tuple(reference(source.carved, sample, new) for sample in samples),
+        plain=tuple(reference(source.plain, sample, new) for sample in samples),
+        skipped=skipped,
+    )
+
+
+def _record(artifact: Artifact, source: _Source, stage: Path) -> OrtFace:
+    sides = [
+        Side(tokens=sizes.tokens, rows=sizes.rows, capacities=sizes.capacities)
+        for sizes in (source.pruned, source.unpruned)
+    ]
+    files = {str(path.relative_to(stage)): file_record(path) for path in sorted(stage.rglob("*")) if path.is_file()}
+    return OrtFace(
+        batch=source.pruned.batch,
+        total=source.pruned.total,
+        max_text=source.pruned.prompt - source.pruned.tokens,
+        max_new=source.pruned.max_new,
+        opset=OPSET,
+        dtype="float32",
+        positions=artifact.manifest.positions,
+        pruned=sides[0],
+        baseline=sides[1],
+        geometry=artifact.manifest.geometry,
+        files=files,
+        checks=(),
+        not_checked=(),
+        artifact=artifact.manifest.digest,
+    )

@@ -1,0 +1,142 @@
+"""Golden samples: seeded images and prompts, and what torch makes of them, one by one and without padding."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokcarve.exporters.modules import final_kept
+from tokcarve.passes.geometry import Geometry
+from tokcarve.passes.graph import TokenGraphs
+
+__all__ = ["Golden", "Reference", "Sample", "make_samples", "reference", "save_golden"]
+
+NEW_TOKENS = 16
+"""Greedy tokens per sample."""
+
+_NUDGE = 1e-5
+_ATTEMPTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """pixel_values float32 [1, 3, side, side]; before, after: text ids on both sides of the image, unpadded."""
+
+    pixel_values: Tensor
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def ids(self, image_token_id: int, tokens: int) -> list[int]:
+        """The prompt with `tokens` image tokens."""
+        return [*self.before, *[image_token_id] * tokens, *self.after]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What torch says of one sample: kept [keep] original patch ids, features [keep, hidden], logits [vocab] of the
+    last prompt row, greedy tokens [new] past any stop token, and margins [new]: best logit minus second best."""
+
+    kept: Tensor
+    features: Tensor
+    logits: Tensor
+    tokens: Tensor
+    margins: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Samples with their references from the pruned and from the unpruned model; `skipped` images were ambiguous."""
+
+    samples: tuple[Sample, ...]
+    pruned: tuple[Reference, ...]
+    plain: tuple[Reference, ...]
+    skipped: int
+
+
+def make_samples(graphs: TokenGraphs, *, count: int, max_text: int, seed: int = 0) -> tuple[tuple[Sample, ...], int]:
+    """`count` samples whose text lengths go from short to exactly `max_text`, and how many images were passed over.
+
+    An image is passed over when a change of its pixels by 1e-5 changes what is kept: there two correct programs may
+    differ. After eight in a row the next one is taken as it is.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    samples, skipped = [], 0
+    for i in range(count):
+        pixels = _picture(graphs.geometry, generator)
+        for _ in range(_ATTEMPTS):
+            if _stable(graphs, pixels, generator):
+                break
+            pixels, skipped = _picture(graphs.geometry, generator), skipped + 1
+        length = max(1, max_text * (i + 1) // count)
+        text = _text(graphs.geometry, length, generator)
+        split = min(3, length // 2)
+        samples.append(Sample(pixel_values=pixels, before=tuple(text[:split]), after=tuple(text[split:])))
+    return tuple(samples), skipped
+
+
+def _picture(geometry: Geometry, generator: torch.Generator) -> Tensor:
+    """Smooth coloured shapes over weak noise, about as bright as normalised photographs: no two patches are alike."""
+    side = geometry.vision.image_size
+    coarse = torch.randn(1, 3, 7, 7, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=False)
+    return smooth + 0.1 * torch.randn(1, 3, side, side, generator=generator)
+
+
+def _text(geometry: Geometry, length: int, generator: torch.Generator) -> list[int]:
+    special = {geometry.image_token_id, geometry.pad_token_id, *geometry.eos_token_ids}
+    drawn = torch.randint(0, geometry.text.vocab, (4 * length + 64,), generator=generator).tolist()
+    return [token for token in drawn if token not in special][:length]
+
+
+def _stable(graphs: TokenGraphs, pixels: Tensor, generator: torch.Generator) -> bool:
+    nudged = pixels + _NUDGE * torch.randn(pixels.shape, generator=generator)
+    with torch.no_grad():
+        kept, again = graphs.vision(pixels)[1], graphs.vision(nudged)[1]
+    return all(torch.equal(kept[site], again[site]) for site in kept)
+
+
+def reference(graphs: TokenGraphs, sample: Sample, new: int) -> Reference:
+    """What `graphs` make of one sample in torch: no padding, growing caches, nothing shared with the exported form."""
+    geometry = graphs.geometry
+    with torch.no_grad():
+        features, by_site = graphs.vision(sample.pixel_values)
+        kept = final_kept(by_site, 1, geometry.total)
+        ids = torch.tensor([sample.ids(geometry.image_token_id, features.shape[1])])
+        length = torch.tensor([ids.shape[1]])
+        embeds, positions = graphs.embedding(ids, features, kept)
+        logits, keys, values = graphs.language(embeds, positions, length)
+        rows = [logits[0, -1]]
+        for step in range(new - 1):
+            latest, position = rows[-1].argmax().view(1, 1), positions[:, -1:] + 1 + step
+            out, added, more = graphs.decode(latest, position, length, torch.tensor([step]), keys, values, step)
+            keys = [torch.cat(pair, dim=2) for pair in zip(keys, added, strict=True)]
+            values = [torch.cat(pair, dim=2) for pair in zip(values, more, strict=True)]
+            rows.append(out[0, -1])
+    best = torch.stack(rows).topk(2, dim=-1)
+    return Reference(
+        kept=kept[0],
+        features=features[0],
+        logits=rows[0],
+        tokens=best.indices[:, 0],
+        margins=best.values[:, 0] - best.values[:, 1],
+    )
+
+
+def save_golden(golden: Golden, geometry: Geometry, path: Path) -> None:
+    """pixel_values, input_ids (right-padded, all image tokens), prompt_lengths, kept_indices, image_features, tokens,
+    logits, each with one row per sample, as `.npz`."""
+    ids = [sample.ids(geometry.image_token_id, geometry.total) for sample in golden.samples]
+    longest = max(len(row) for row in ids)
+    arrays: dict[str, Any] = {
+        "pixel_values": torch.cat([sample.pixel_values for sample in golden.samples]).numpy(),
+        "input_ids": np.array([row + [geometry.pad_token_id] * (longest - len(row)) for row in ids], np.int64),
+        "prompt_lengths": np.array([len(row) for row in ids], np.int64),
+        "kept_indices": torch.stack([one.kept for one in golden.pruned]).numpy(),
+        "image_features": torch.stack([one.features for one in golden.pruned]).numpy(),
+        "tokens": torch.stack([one.tokens for one in golden.pruned]).numpy(),
+        "logits": torch.stack([one.logits for one in golden.pruned]).numpy(),
+    }
+    np.savez(path, **arrays)

@@ -1,0 +1,209 @@
+"""The token graphs behind the flat signatures of the `ort` face: tensors in, tensors out, nothing dynamic."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from tokcarve.passes.graph import TokenGraphs, clone
+
+__all__ = ["FaceGraph", "Shapes", "face_graphs", "final_kept", "kv_rows", "shapes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """The constants of one exported model, all in rows.
+
+    batch; tokens: visual tokens that leave the connector; total: those of the unpruned model; prompt: rows of the
+    prompt at language layer 0 (text and visual tokens); rows: prompt rows that each language layer stores; max_new:
+    decode steps.
+    """
+
+    batch: int
+    tokens: int
+    total: int
+    prompt: int
+    rows: tuple[int, ...]
+    max_new: int
+
+    @property
+    def capacities(self) -> tuple[int, ...]:
+        """KV slots of each language layer."""
+        return tuple(rows + self.max_new for rows in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceGraph:
+    """One graph of a face before lowering: a module, example inputs, and the names of both ends."""
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+
+def final_kept(kept: Mapping[str, Tensor], batch: int, total: int) -> Tensor:
+    """Original patch ids int64 [batch, keep] of the tokens after the last stage; all of them if there was none."""
+    if kept:
+        return list(kept.values())[-1]
+    return torch.arange(total).unsqueeze(0).expand(batch, -1)
+
+
+class _Vision(nn.Module):
+    def __init__(self, graphs: TokenGraphs) -> None:
+        super().__init__()
+        self.vision = graphs.vision
+        self.total = graphs.geometry.total
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        features, kept = self.vision(pixel_values)
+        # clone: an index that is also a constant or an input of the graph cannot be its output
+        return features, final_kept(kept, pixel_values.shape[0], self.total).clone()
+
+
+class _LastRow(nn.Module):
+    """Rows [batch, n, hidden] -> the row of each prompt's last real token [batch, 1, hidden]."""
+
+    def __init__(self, prompt: int) -> None:
+        super().__init__()
+        self.prompt = prompt
+
+    def forward(self, rows: Tensor, prompt_lengths: Tensor) -> Tensor:
+        last = prompt_lengths - (self.prompt - rows.shape[1]) - 1
+        return torch.gather(rows, 1, last[:, None, None].expand(-1, 1, rows.shape[2]))
+
+
+def _last_row_only(language: fx.GraphModule, prompt: int) -> fx.GraphModule:
+    """A copy of the language graph whose norm and head see one row per prompt; the input is untouched."""
+    module = clone(language)
+    module.add_submodule("last_row", _LastRow(prompt))
+    norm = next(node for node in module.graph.nodes if node.op == "call_module" and node.target == "norm")
+    lengths = next(n for n in module.graph.nodes if n.op == "placeholder" and n.target == "prompt_lengths")
+    with module.graph.inserting_before(norm):
+        row = module.graph.call_module("last_row", (norm.args[0], lengths))
+    norm.args = (row,)
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+class _Prefill(nn.Module):
+    def __init__(self, graphs: TokenGraphs, prompt: int) -> None:
+        super().__init__()
+        self.language = _last_row_only(graphs.language, prompt)
+
+    def forward(self, inputs_embeds: Tensor, position_ids: Tensor, prompt_lengths: Tensor) -> tuple[Tensor, ...]:
+        logits, keys, values = self.language(inputs_embeds, position_ids, prompt_lengths)
+        return logits, *(tensor for pair in zip(keys, values, strict=True) for tensor in pair)
+
+
+class _Decode(nn.Module):
+    def __init__(self, graphs: TokenGraphs, max_new: int) -> None:
+        super().__init__()
+        self.decode = graphs.decode
+        self.max_new = max_new
+
+    def forward(
+        self, ids: Tensor, positions: Tensor, lengths: Tensor, step: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        logits, keys, values = self.decode(
+            ids, positions, lengths, step, list(past[::2]), list(past[1::2]), self.max_new
+        )
+        return logits, *(tensor for pair in zip(keys, values, strict=True) for tensor in pair)
+
+
+def kv_rows(graphs: TokenGraphs, batch: int, prompt: int) -> tuple[int, ...]:
+    """Prompt rows that each language layer stores when `prompt` rows enter; computed without arithmetic."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    weight = next(graphs.language.parameters())
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        embeds = torch.empty(batch, prompt, graphs.geometry.text.hidden, dtype=weight.dtype, device=weight.device)
+        ids = torch.zeros(batch, prompt, dtype=torch.int64, device=weight.device)
+        _, keys, _ = graphs.language(embeds, ids, ids[:, 0])
+    return tuple(int(key.shape[2]) for key in keys)
+
+
+def shapes(graphs: TokenGraphs, *, tokens: int, batch: int, max_text: int, max_new: int) -> Shapes:
+    """The constants of `graphs` when prompts have at most `max_text` rows beside the visual tokens."""
+    prompt = max_text + tokens
+    return Shapes(
+        batch=batch,
+        tokens=tokens,
+        total=graphs.geometry.total,
+        prompt=prompt,
+        rows=kv_rows(graphs, batch, prompt),
+        max_new=max_new,
+    )
+
+
+def face_graphs(graphs: TokenGraphs, sizes: Shapes) -> dict[str, FaceGraph]:
+    """The four graphs of the `ort` face, in the order in which a prompt passes through them."""
+    return {
+        "vision": _vision(graphs, sizes),
+        "embedding": _embedding(graphs, sizes),
+        "prefill": _prefill(graphs, sizes),
+        "decode": _decode(graphs, sizes),
+    }
+
+
+def _vision(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
+    side = graphs.geometry.vision.image_size
+    return FaceGraph(
+        module=_Vision(graphs),
+        inputs=(torch.zeros(sizes.batch, 3, side, side),),
+        input_names=("pixel_values",),
+        output_names=("image_features", "kept_indices"),
+    )
+
+
+def _embedding(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
+    ids = torch.full((sizes.batch, sizes.prompt), graphs.geometry.pad_token_id, dtype=torch.int64)
+    ids[:, : sizes.tokens] = graphs.geometry.image_token_id
+    inputs: tuple[Tensor, ...] = (ids, torch.zeros(sizes.batch, sizes.tokens, graphs.geometry.text.hidden))
+    names: tuple[str, ...] = ("input_ids", "image_features")
+    if graphs.embedding.total is not None:
+        inputs += (torch.arange(sizes.tokens).expand(sizes.batch, -1).contiguous(),)
+        names += ("kept_indices",)
+    return FaceGraph(
+        module=graphs.embedding, inputs=inputs, input_names=names, output_names=("inputs_embeds", "position_ids")
+    )
+
+
+def _prefill(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
+    hidden = graphs.geometry.text.hidden
+    return FaceGraph(
+        module=_Prefill(graphs, sizes.prompt),
+        inputs=(
+            torch.zeros(sizes.batch, sizes.prompt, hidden),
+            torch.arange(sizes.prompt).expand(sizes.batch, -1).contiguous(),
+            torch.full((sizes.batch,), sizes.prompt),
+        ),
+        input_names=("inputs_embeds", "position_ids", "prompt_lengths"),
+        output_names=("logits", *_kv_names("present", sizes)),
+    )
+
+
+def _decode(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
+    text = graphs.geometry.text
+    past = [
+        torch.zeros(sizes.batch, text.kv_heads, slots, text.head_dim) for slots in sizes.capacities for _ in range(2)
+    ]
+    column = torch.zeros(sizes.batch, 1, dtype=torch.int64)
+    return FaceGraph(
+        module=_Decode(graphs, sizes.max_new),
+        inputs=(
+            column,
+            column + sizes.prompt,
+            torch.full((sizes.batch,), sizes.prompt),
+            torch.zeros(1, dtype=torch.int64),
+            *past,
+        ),
+        input_names=("input_ids", "position_ids", "prompt_lengths", "step", *_kv_names("past_key_values", sizes)),
+        output_names=("logits", *_kv_names("present", sizes)),
+    )
+
+
+def _kv_names(stem: str, sizes: Shapes) -> tuple[str, ...]:
+    return tuple(f"{stem}.{layer}.{part}" for layer in range(len(sizes.rows)) for part in ("key", "value"))

@@ -1,0 +1,82 @@
+"""Torch modules as ONNX graphs with static shapes, opset 18."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from tokcarve.exporters import cleanup, translate
+from tokcarve.passes.errors import ExportError
+
+__all__ = ["OPSET", "lower", "weight_names"]
+
+OPSET = 18
+"""The newest opset that every supported TensorRT reads and in which attention is decomposed."""
+
+
+def weight_names(model: nn.Module) -> dict[int, str]:
+    """Address of the data of every parameter and buffer -> its name in `model`; the first of a tied pair wins."""
+    names: dict[int, str] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        names.setdefault(tensor.data_ptr(), name)
+    return names
+
+
+def lower(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    names: Mapping[int, str] | None = None,
+    as_stored: Collection[str] = (),
+) -> ir.Model:
+    """The ONNX graph of `module` at the shapes of `inputs`, its weights still those of the module (nothing is copied).
+
+    `names` as `weight_names` gives them; a parameter of `module` that is not there keeps the module's name for it.
+    `as_stored` as in `cleanup.clean`. Raises ExportError naming what torch or its exporter could not trace.
+    """
+    if len(inputs) != len(input_names):
+        raise ExportError(f"a graph with the inputs {list(input_names)} was given {len(inputs)} example tensors")
+    try:
+        with _quiet(), torch.no_grad():
+            exported = torch.export.export(module.eval(), inputs, strict=False)
+            program = torch.onnx.export(
+                exported,
+                (),
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+                input_names=list(input_names),
+                output_names=list(output_names),
+                custom_translation_table=translate.TRANSLATIONS,
+            )
+    except ExportError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(f"{type(module).__name__} cannot be written as ONNX: {reason}") from error
+    if program is None:
+        raise ExportError(f"{type(module).__name__} cannot be written as ONNX: the exporter gave no graph")
+    model = program.model
+    cleanup.clean(model, names=names or {}, as_stored=as_stored)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes about packages it could also have used from the user's screen."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,84 @@
+"""A question about one picture answered by a carved model in torch: what the exported graphs are compared with.
+
+Image and prompt are prepared by the code of the device side, so that only the model differs from `run --runtime ort`.
+"""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from tokcarve.exporters.device.answer import OnToken
+from tokcarve.exporters.device.images import load_image_processor
+from tokcarve.exporters.device.prompt import PromptError, load_prompter
+from tokcarve.exporters.eager import load
+from tokcarve.passes.errors import ExportError
+from tokcarve.recipes.artifact import Artifact
+
+__all__ = ["Reply", "reply_in_torch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """`tokens` end with the stop token if one came; kept patch ids ascend; `timings` are milliseconds by part."""
+
+    text: str
+    tokens: tuple[int, ...]
+    kept_indices: tuple[int, ...]
+    timings: dict[str, Any]
+    device: str
+
+
+@torch.inference_mode()
+def reply_in_torch(
+    artifact: Artifact, image: Image, prompt: str, max_new: int, threads: int | None, on_token: OnToken | None = None
+) -> Reply:
+    """Up to `max_new` greedy tokens about `image`.
+
+    Raises PromptError for fewer than one token or a prompt that names an image itself, and what `load` raises.
+    """
+    if max_new < 1:
+        raise PromptError(f"max_new={max_new} asks for no answer; give 1 or more")
+    if threads is not None and threads < 1:
+        raise ExportError(f"threads={threads} is no thread count; give 1 or more, or nothing for the default")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    geometry = artifact.manifest.geometry
+    started = perf_counter()
+    prompter = load_prompter(artifact.processor, geometry.image_token_id)
+    ids = torch.tensor([prompter.encode(prompt, geometry.total)])
+    pixels = torch.from_numpy(load_image_processor(artifact.processor)([image]))
+    prepared = _since(started)
+    model = load(artifact.directory)
+    started = perf_counter()
+    made = model(input_ids=ids, pixel_values=pixels, use_cache=True)
+    assert made.logits is not None
+    tokens = [int(made.logits[0, -1].argmax())]
+    first, steps = _since(started), list[float]()
+    _tell(on_token, tokens)
+    while len(tokens) < max_new and tokens[-1] not in geometry.eos_token_ids:
+        started = perf_counter()
+        step = model(input_ids=torch.tensor([tokens[-1:]]), past_key_values=made.past_key_values)
+        tokens.append(int(step.logits[0, -1].argmax()))
+        steps.append(_since(started))
+        _tell(on_token, tokens)
+    kept = list(made.kept.values())[-1][0].tolist() if made.kept else list(range(geometry.total))
+    timings = {"preprocess": prepared, "vision": None, "embedding": None, "prefill": None, "first_token": first}
+    return Reply(
+        text=prompter.decode(tokens),
+        tokens=tuple(tokens),
+        kept_indices=tuple(kept),
+        timings={**timings, "decode": steps},
+        device=str(model.device),
+    )
+
+
+def _tell(on_token: OnToken | None, tokens: list[int]) -> None:
+    if on_token is not None:
+        on_token(0, tokens[-1])
+
+
+def _since(started: float) -> float:
+    return (perf_counter() - started) * 1000

@@ -1,0 +1,81 @@
+"""What `--trt` does with an exported face: lint, a build on the CPU, then engines or the script that builds them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokcarve.exporters.lint import RANGES, lint_file
+from tokcarve.exporters.tensorrt import TrtReport, build_engine, build_script, can_build_engines, check_with_rtx
+from tokcarve.exporters.verify import Check
+
+__all__ = ["SCRIPT", "TrtOutcome", "prove_trt"]
+
+SCRIPT = "build_trt.sh"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrtOutcome:
+    """What happened: `said` is one sentence for the user, `engines` the names of engine files that were built here,
+    `script` the name of the script that builds them elsewhere."""
+
+    said: str
+    checks: tuple[Check, ...]
+    not_checked: tuple[str, ...]
+    reports: tuple[TrtReport, ...]
+    engines: tuple[str, ...]
+    script: str | None
+
+
+def prove_trt(face: Path, weight_bytes: Mapping[str, int]) -> TrtOutcome:
+    """Check every graph in the directory `face`, then build engines or write the script, into the same directory.
+
+    `weight_bytes` {graph file name: bytes of its weights}. ExportError when TensorRT is here and refuses a graph.
+    """
+    graphs = [face / name for name in weight_bytes]
+    checks = [_lint(graph) for graph in graphs]
+    reports = [check_with_rtx(graph) for graph in graphs]
+    asked = [report for report in reports if report.ran]
+    checks += [_built(report) for report in asked]
+    skipped = ["the lint follows TensorRT's documents; none of TensorRT 10.3, 10.13, 10.16 and 11 was run"]
+    if not asked:
+        skipped.append(f"no graph was parsed or built: {reports[0].problems[0]}")
+    checker = f"{asked[0].tool} parsed and built every graph on the CPU as a check" if asked else reports[0].problems[0]
+    if can_build_engines() and all(check.passed for check in checks):
+        engines = _engines(face, graphs)
+        skipped[0] = "TensorRT ran here in one version; for the others the lint follows documents"
+        said = f"{len(engines)} TensorRT engines were built for this machine's GPU ({checker})"
+    else:
+        engines = ()
+        (face / SCRIPT).write_text(build_script(graphs, weight_bytes), encoding="utf-8")
+        (face / SCRIPT).chmod(0o755)
+        skipped.append("no TensorRT engine was built")
+        said = f"No TensorRT engine was built here; run {SCRIPT} on the device ({checker})"
+    return TrtOutcome(
+        said=said,
+        checks=tuple(checks),
+        not_checked=tuple(skipped),
+        reports=tuple(reports),
+        engines=engines,
+        script=None if engines else SCRIPT,
+    )
+
+
+def _lint(graph: Path) -> Check:
+    findings = lint_file(graph)
+    detail = str(findings[0]) if findings else f"nothing that TensorRT {', '.join(RANGES)} would refuse"
+    return Check(name=f"{graph.name}: TensorRT lint", passed=not findings, detail=detail)
+
+
+def _built(report: TrtReport) -> Check:
+    detail = report.problems[0] if report.problems else f"parsed and built on the CPU in {report.seconds} s"
+    return Check(name=f"{report.graph}: {report.tool}", passed=report.passed, detail=detail)
+
+
+def _engines(face: Path, graphs: list[Path]) -> tuple[str, ...]:
+    (face / "engines").mkdir()
+    names = []
+    for graph in graphs:
+        engine = face / "engines" / f"{graph.stem}.engine"
+        build_engine(graph, engine)
+        names.append(f"engines/{engine.name}")
+    return tuple(names)

@@ -1,0 +1,188 @@
+"""A recipe into an artifact: resolve, capture, calibrate, carve, check, write. Whole or not at all.
+
+Weights are read only where calibration needs them; everything else happens on the meta device, so a 7B checkpoint
+costs seconds and megabytes.
+"""
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tokcarve.passes import families
+from tokcarve.passes.checkpoint import Checkpoint, resolve, weights_identity
+from tokcarve.passes.errors import MethodError
+from tokcarve.passes.families.load import read_config, read_model
+from tokcarve.passes.flops import kv_bytes
+from tokcarve.passes.geometry import Geometry
+from tokcarve.passes.graph import TokenGraphs
+from tokcarve.passes.insert import RewriteResult
+from tokcarve.passes.invariants import check_captured, check_carved
+from tokcarve.passes.stage import Method
+from tokcarve.recipes.artifact import Artifact, check_output, default_directory, remember, write_artifact
+from tokcarve.recipes.calibration import Calibrated, calibrate
+from tokcarve.recipes.carve import method_of, record, rewritten
+from tokcarve.recipes.files import dump_recipe, load_recipe
+from tokcarve.recipes.make import make_recipe
+from tokcarve.recipes.manifest import (
+    BudgetRecord,
+    CheckRecord,
+    Manifest,
+    MethodRecord,
+    ModelRecord,
+    Numbers,
+    StageEntry,
+)
+from tokcarve.recipes.schema import Recipe
+
+__all__ = ["Plan", "Progress", "compress", "compress_recipe", "plan_recipe"]
+
+Progress = Callable[[str, int, int], None]
+_PACKAGES = ("tokcarve", "torch", "transformers", "numpy", "pillow", "tokenizers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What compress would write, and where: the manifest (not sealed), the carved graphs and the output directory."""
+
+    checkpoint: Checkpoint
+    manifest: Manifest
+    graphs: TokenGraphs
+    out: Path
+
+
+def compress(
+    model: str,
+    *,
+    method: str,
+    keep: float | None = None,
+    tokens: int | None = None,
+    params: Mapping[str, Any] | None = None,
+    samples: str | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    positions: str = "renumbered",
+    out: str | Path | None = None,
+    force: bool = False,
+) -> Artifact:
+    """Carve `model` (directory, hub id or alias) by `method` to a share `keep` or exactly `tokens` visual tokens.
+
+    Returns the artifact written to `out` (default NAME-METHOD-kN here). Raises a TokcarveError for every bad input,
+    before anything is written.
+    """
+    recipe = make_recipe(
+        model,
+        method=method,
+        keep=keep,
+        tokens=tokens,
+        params=params,
+        positions=positions,
+        samples=samples,
+        count=count,
+        seed=seed,
+    )
+    return compress_recipe(recipe, out=None if out is None else Path(out), force=force)
+
+
+def compress_recipe(
+    recipe: Recipe | Path,
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    copy_weights: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """The artifact of `recipe`, written and remembered as the last one of this working directory."""
+    recipe = load_recipe(recipe) if isinstance(recipe, Path) else recipe
+    plan = plan_recipe(recipe, out=out, force=force, progress=progress)
+    artifact = write_artifact(
+        plan.out, plan.manifest, dump_recipe(recipe), plan.checkpoint, force=force, copy_weights=copy_weights
+    )
+    remember(artifact.directory)
+    return artifact
+
+
+def plan_recipe(
+    recipe: Recipe, *, out: Path | None = None, force: bool = False, progress: Progress | None = None
+) -> Plan:
+    """Everything compress does short of writing: what `--dry-run` shows."""
+    checkpoint = resolve(recipe.model)
+    config = read_config(checkpoint.path)
+    geometry = families.geometry(config)
+    tokens = recipe.budget.count(geometry.total)
+    place = out if out is not None else default_directory(checkpoint, recipe.method.name, tokens)
+    check_output(place, force=force)
+    method = method_of(recipe.method.name, recipe.method.parameters)
+    method.stages(geometry, tokens, None)
+    calibrated = _calibrated(recipe, method, checkpoint, tokens, progress)
+    graphs = families.capture(families.empty(config))
+    check_captured(graphs)
+    counts = None if calibrated is None else calibrated.counts
+    result = rewritten(graphs, method, tokens, counts, recipe.positions)
+    check_carved(result.graphs, result.schedule)
+    manifest = _manifest(recipe, checkpoint, geometry, tokens, result, calibrated)
+    return Plan(checkpoint=checkpoint, manifest=manifest, graphs=result.graphs, out=place)
+
+
+def _calibrated(
+    recipe: Recipe, method: Method, checkpoint: Checkpoint, tokens: int, progress: Progress | None
+) -> Calibrated | None:
+    dynamic = method.dynamic()
+    if recipe.calibration is None:
+        return None
+    if dynamic is None:
+        raise MethodError(
+            f"method {recipe.method.name} leaves nothing open to calibrate with these parameters; leave --samples out"
+        )
+    if progress is not None:
+        progress("reading weights", 0, 1)
+    model = read_model(checkpoint.path)
+    return calibrate(model, method, dynamic, tokens, recipe.calibration, checkpoint, progress)
+
+
+def _manifest(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    geometry: Geometry,
+    tokens: int,
+    result: RewriteResult,
+    calibrated: Calibrated | None,
+) -> Manifest:
+    checks = [CheckRecord(name="shapes", passed=True, detail="every node of the carved graph has the promised rows")]
+    open_questions = ["logits and kept tokens of an exported graph (export compares them)", "speed on a device"]
+    if calibrated is None:
+        open_questions.append("weights were not read")
+        if method_of(recipe.method.name, recipe.method.parameters).dynamic() is not None:
+            open_questions.append("per-layer counts are assumed, not calibrated; pass --samples to calibrate")
+    else:
+        checks.extend(calibrated.checks)
+    rows = (tokens,) * geometry.text.layers
+    mib = 1024.0**2
+    return Manifest(
+        model=ModelRecord(
+            name=checkpoint.name,
+            path=str(checkpoint.path),
+            revision=checkpoint.revision,
+            architecture=checkpoint.architecture,
+            weights=weights_identity(checkpoint),
+        ),
+        geometry=geometry,
+        method=MethodRecord(name=recipe.method.name, params=recipe.method.parameters),
+        budget=BudgetRecord(asked=dict(recipe.budget.asked), tokens=tokens, total=geometry.total),
+        schedule=tuple(StageEntry(**entry) for entry in record(result.schedule)),
+        positions=recipe.positions,
+        numbers=Numbers(
+            tokens_entering=tokens,
+            tokens_mean=sum(rows) / len(rows),
+            kv_mib=kv_bytes(geometry.text, rows) / mib,
+            kv_mib_unpruned=kv_bytes(geometry.text, (geometry.total,) * len(rows)) / mib,
+        ),
+        kv_rows=rows,
+        calibration=None if calibrated is None else calibrated.record,
+        seed=recipe.calibration.seed if recipe.calibration is not None else 0,
+        versions={name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        checks=tuple(checks),
+        not_checked=tuple(open_questions),
+    )

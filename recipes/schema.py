@@ -1,0 +1,149 @@
+"""A recipe: the whole of what was asked for, typed, closed and versioned; one fits on a screen.
+
+    format: 1
+    model: llava-1.5-7b
+    method: {name: flowcut, form: static}
+    budget: {tokens: 64}
+    calibration: {samples: scenes, count: 64, seed: 0}
+
+Methods are a union over `name`, so a parameter exists only where it means something. A new method adds one class here,
+with the same fields and defaults as its dataclass, and its place in the union.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tokcarve.passes.budget import count_for
+
+__all__ = [
+    "METHOD_RECIPES",
+    "Budget",
+    "Calibration",
+    "FlowCutRecipe",
+    "MethodRecipe",
+    "NoneRecipe",
+    "PoolingRecipe",
+    "RandomRecipe",
+    "Recipe",
+    "UniformRecipe",
+    "VtcClsRecipe",
+    "nearest",
+]
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class MethodRecipe(_Closed):
+    """What every method's entry has: its name, and hyper-parameters as further keys."""
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The hyper-parameters, all of them, by name."""
+        return {key: value for key, value in self.model_dump().items() if key != "name"}
+
+
+class NoneRecipe(MethodRecipe):
+    """The unpruned model."""
+
+    name: Literal["none"] = "none"
+
+
+class RandomRecipe(MethodRecipe):
+    """A random subset, one draw per seed."""
+
+    name: Literal["random"] = "random"
+    seed: Seed = 0
+
+
+class UniformRecipe(MethodRecipe):
+    """A uniform grid."""
+
+    name: Literal["uniform"] = "uniform"
+
+
+class PoolingRecipe(MethodRecipe):
+    """Average pooling after the connector."""
+
+    name: Literal["pooling"] = "pooling"
+
+
+class FlowCutRecipe(MethodRecipe):
+    """FlowCut; see passes/methods/flowcut.py."""
+
+    name: Literal["flowcut"] = "flowcut"
+    form: Literal["static", "exact", "single"] = "static"
+    ema: Share = 0.5
+    interval: Annotated[int, Field(ge=1)] = 2
+    assumed_entropy: Share = 0.9
+
+
+class VtcClsRecipe(MethodRecipe):
+    """VTC-CLS; see passes/methods/vtc_cls.py."""
+
+    name: Literal["vtc_cls"] = "vtc_cls"
+    layers: Annotated[int, Field(ge=1)] = 3
+
+
+AnyMethod = NoneRecipe | RandomRecipe | UniformRecipe | PoolingRecipe | FlowCutRecipe | VtcClsRecipe
+
+METHOD_RECIPES: dict[str, type[MethodRecipe]] = {
+    model.model_fields["name"].default: model for model in get_args(AnyMethod)
+}
+"""The entry of every method by its name, without importing what it does."""
+
+
+class Budget(_Closed):
+    """What was asked for: exactly one of a share `keep` in (0, 1] and a count `tokens` of visual tokens."""
+
+    keep: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Budget":
+        if (self.keep is None) == (self.tokens is None):
+            raise ValueError("give exactly one of keep (a share in (0, 1]) and tokens (a count)")
+        return self
+
+    def count(self, total: int) -> int:
+        """The count of `total` visual tokens that this budget means; raises BudgetError where it does not fit."""
+        return count_for(keep=self.keep, tokens=self.tokens, total=total)
+
+    @property
+    def asked(self) -> dict[Literal["keep", "tokens"], int | float]:
+        """The one value that was given, under its name."""
+        return {"tokens": self.tokens} if self.tokens is not None else {"keep": self.keep or 0.0}
+
+
+class Calibration(_Closed):
+    """What a method is calibrated on: `scenes`, a folder of images or a JSONL file, and how many samples of it."""
+
+    samples: Annotated[str, Field(min_length=1)] = "scenes"
+    count: Annotated[int, Field(ge=1)] = 64
+    seed: Seed = 0
+
+
+class Recipe(_Closed):
+    """All that `compress` needs to make an artifact again; relative paths start at the working directory."""
+
+    format: Literal[1] = 1
+    model: Annotated[str, Field(min_length=1)]
+    method: Annotated[AnyMethod, Field(discriminator="name")]
+    budget: Budget
+    positions: Literal["renumbered", "original"] = "renumbered"
+    calibration: Calibration | None = None
+
+
+def nearest(name: str, known: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
+    """ ", did you mean 'x'" for the nearest of `known`, or nothing where none is near."""
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=0.5)
+    return f", did you mean {near[0]!r}" if near else ""

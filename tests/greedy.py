@@ -1,0 +1,54 @@
+"""Greedy decoding through token graphs, written from the contract of the graphs alone: an oracle for tests."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokcarve.passes.graph import TokenGraphs
+
+__all__ = ["answer", "at_last_row"]
+
+
+def at_last_row(logits: Tensor, lengths: Tensor) -> Tensor:
+    """Logits [batch, rows, vocab] of each prompt's last real row -> [batch, vocab]."""
+    return logits[torch.arange(logits.shape[0]), lengths - 1]
+
+
+@torch.no_grad()
+def answer(
+    graphs: TokenGraphs,
+    features: Tensor,
+    input_ids: Tensor,
+    lengths: Tensor,
+    steps: int,
+    *,
+    room: int | None = None,
+    banned: Sequence[int] = (),
+) -> tuple[Tensor, Tensor]:
+    """Logits [batch, vocab] after the prompt and `steps` greedy tokens [batch, steps].
+
+    `room`: rows beyond the prompt of caches of fixed size; None lets the caches grow by a row a step.
+    """
+    logits, keys, values = graphs.language(*graphs.embedding(input_ids, features), lengths)
+    first = score = at_last_row(logits, lengths)
+    tokens: list[Tensor] = []
+    rows = input_ids.shape[1]
+    if room is not None:
+        keys, values = ([torch.nn.functional.pad(c, (0, 0, 0, room)) for c in caches] for caches in (keys, values))
+    for step in range(steps):
+        score = score.index_fill(1, torch.tensor(banned, dtype=torch.long), -torch.inf)
+        tokens.append(score.argmax(dim=1, keepdim=True))
+        capacity = step if room is None else room
+        positions = (lengths + step).unsqueeze(1)
+        score, new_keys, new_values = graphs.decode(
+            tokens[-1], positions, lengths, torch.tensor([step]), keys, values, capacity
+        )
+        score = score[:, -1]
+        for caches, new in ((keys, new_keys), (values, new_values)):
+            for layer, row in enumerate(new):
+                if room is None:
+                    caches[layer] = torch.cat([caches[layer], row], dim=2)
+                else:
+                    caches[layer][:, :, rows + step] = row[:, :, 0]
+    return first, torch.cat(tokens, dim=1)
