@@ -26,10 +26,11 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"tokcarve {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -27,7 +27,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     for place, name in enumerate(columns):
         numbers = all(isinstance(row[place], int | float) for row in rows)
         justify: Literal["left", "right"] = "right" if numbers and rows else "left"
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=place == 0)
+        word = max((len(word) for word in name.split()), default=0)
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=place == 0, min_width=word)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     Console(highlight=False, markup=False).print(table)

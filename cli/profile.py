@@ -1,4 +1,7 @@
-"""`tokcarve profile`: what an exported artifact costs beside the unpruned model, and what it saved."""
+"""`tokcarve profile`: what an exported artifact costs beside the unpruned model, and what it saved.
+
+`--json`: `Profile.record()`, described at the head of exporters/device/profile.py.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,11 +33,7 @@ def profile(
     threads: Annotated[int | None, typer.Option(help="CPU threads per operator; ONNX Runtime's own choice.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Time the exported graphs beside the unpruned model's, in turn, and say what was gained.
-
-    --json: stages (p50_ms, p95_ms, mean_ms, min_ms of both sides; speedup, predicted, realised), selector, memory,
-    flops, machine, verdict, warnings; each is described at the head of exporters/device/profile.py.
-    """
+    """Time the exported graphs beside the unpruned model's, in turn, and say what was gained."""
     from tokcarve.exporters.device.face import check_origin, read_face
     from tokcarve.exporters.device.profile import profile as measure
     from tokcarve.exporters.device.profile import rounds

@@ -1,4 +1,10 @@
-"""`tokcarve run`: a question about a picture, answered by an artifact."""
+"""`tokcarve run`: a question about a picture, answered by an artifact.
+
+`--json`: artifact, runtime, image, prompt, provider (where it ran), answer, tokens (ids; a stop token is the last),
+kept_indices (of the patches that entered the language model, row by row from the top left), timings_ms {preprocess,
+vision, embedding, prefill, first_token, decode: one per further token}, total (patches). With torch, vision, embedding
+and prefill are one and null. These are times of a first, cold run; `tokcarve profile` measures.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,21 +25,15 @@ _TORCH_MAX_NEW = 64
 
 
 def run(
+    image: Annotated[Path, typer.Option(help="The picture: JPEG, PNG, WebP, BMP or TIFF.")],
+    prompt: Annotated[str, typer.Option(help="The question about it.")],
     artifact: Annotated[Path | None, typer.Argument(help="The last one written here unless told.")] = None,
-    image: Annotated[Path, typer.Option(help="The picture: JPEG, PNG, WebP, BMP or TIFF.")] = ...,  # type: ignore[assignment]
-    prompt: Annotated[str, typer.Option(help="The question about it.")] = ...,  # type: ignore[assignment]
     max_new: Annotated[int | None, typer.Option(help="Most tokens of the answer; as many as exported.")] = None,
     runtime: Annotated[Literal["ort", "torch"], typer.Option(help="Exported graphs, or the model in torch.")] = "ort",
     threads: Annotated[int | None, typer.Option(help="CPU threads per operator; the runtime's own choice.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Answer a question about a picture.
-
-    --json: artifact, runtime, provider, image, prompt, answer, tokens (ids; a stop token is the last), kept_indices (of
-    the patches that entered the language model, row by row from the top left), total (patches), timings_ms
-    {preprocess, vision, embedding, prefill, first_token, decode: one per further token}; with torch, vision, embedding
-    and prefill are one and null. These are times of a first, cold run; `tokcarve profile` measures.
-    """
+    """Answer a question about a picture."""
     from tokcarve.passes.samples import open_image
     from tokcarve.recipes.artifact import last, read_artifact
 
@@ -65,7 +65,7 @@ def _with_ort(
     most = max_new if max_new is not None else answerer.record.max_new
     made = answerer.answer([picture], [prompt], max_new, _on_token(progress, most))
     return {
-        "provider": answerer.provider.removesuffix("ExecutionProvider"),
+        "provider": answerer.provider,
         "answer": made.text[0],
         "tokens": list(made.tokens[0]),
         "kept_indices": made.kept_indices[0].tolist(),

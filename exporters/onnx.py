@@ -56,16 +56,31 @@ def lower(
                 output_names=list(output_names),
                 custom_translation_table=translate.TRANSLATIONS,
             )
-    except ExportError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"{type(module).__name__} cannot be written as ONNX: {reason}") from error
+    except Exception as error:  # torch and its exporter raise errors of many kinds
+        raise ExportError(f"{type(module).__name__} cannot be written as ONNX: {_reason(error)}") from error
     if program is None:
         raise ExportError(f"{type(module).__name__} cannot be written as ONNX: the exporter gave no graph")
     model = program.model
     cleanup.clean(model, names=names or {}, as_stored=as_stored)
+    _require_static(model, type(module).__name__)
     return model
+
+
+def _require_static(model: ir.Model, what: str) -> None:
+    for node in model.graph:
+        for value in node.outputs:
+            if value.shape is not None and not value.shape.is_static():
+                raise ExportError(
+                    f"{what} cannot be written with constant shapes: the result of {node.name} has {value.shape}; "
+                    "choose a constant count instead"
+                )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what began a chain of errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokcarve.passes.errors import ExportError
 
@@ -97,8 +98,8 @@ def _failed(tool: str, graph: Path, why: str) -> TrtReport:
     return TrtReport(graph=graph.name, tool=tool, ran=True, passed=False, problems=(why,))
 
 
-def _problems(said: Mapping[str, list[str] | bool | int]) -> list[str]:
-    errors, warnings, dynamic = (list(said[key]) for key in ("errors", "warnings", "dynamic"))  # type: ignore[arg-type]
+def _problems(said: Mapping[str, Any]) -> list[str]:
+    errors, warnings, dynamic = (list(said[key]) for key in ("errors", "warnings", "dynamic"))
     problems = [" ".join(text.split()) for text in errors]
     problems += [" ".join(text.split()) for text in warnings if _FATAL.search(text)]
     if dynamic:

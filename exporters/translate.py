@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from onnxscript import BOOL, FLOAT
 from onnxscript import opset18 as op
 
 from tokcarve.passes.errors import ExportError
@@ -39,15 +38,15 @@ def _reshape(value: Any, shape: list[int]) -> Any:
 
 
 def _attention(
-    query: FLOAT,
-    key: FLOAT,
-    value: FLOAT,
-    attn_mask: BOOL | None = None,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> FLOAT:
+) -> Any:
     """softmax(q k^T * scale + mask) v with q [batch, heads, rows, dim] and static shapes.
 
     The stock translation flattens k to transpose it, scales q and k apart and tests every probability for NaN. Keys

@@ -4,11 +4,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import onnx_ir as ir
 
-from tokcarve.exporters import cleanup
+from tokcarve.exporters.tensors import SMALL, identity
 from tokcarve.passes.errors import ExportError
 
 __all__ = ["ALIGNMENT", "Placed", "WeightFile"]
@@ -42,7 +42,7 @@ class WeightFile:
         self._by_identity: dict[Any, tuple[ir.TensorProtocol, Placed]] = {}
         self._by_content: dict[Any, Placed] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "WeightFile":
         self._file = self.path.open("wb")
         return self
 
@@ -64,7 +64,7 @@ class WeightFile:
             tensor = value.const_value
             if tensor is None:
                 raise ExportError(f"initializer {value.name!r} of {path.name} has no data to write")
-            if tensor.nbytes < cleanup.SMALL:
+            if tensor.nbytes < SMALL:
                 continue
             where = self._place(tensor, str(value.name))
             value.const_value = ir.ExternalTensor(
@@ -80,7 +80,7 @@ class WeightFile:
         return path.stat().st_size
 
     def _place(self, tensor: ir.TensorProtocol, name: str) -> Placed:
-        key = cleanup.identity(tensor)
+        key = identity(tensor)
         if key in self._by_identity:
             return self._by_identity[key][1]
         data = tensor.tobytes()

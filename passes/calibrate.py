@@ -51,7 +51,7 @@ def observe(dynamic: RewriteResult, pixel_values: Tensor) -> list[Observed]:
     """What the dynamic form decides for each image of a batch [batch, 3, height, width]."""
     watcher = _Watcher(dynamic.graphs.vision)
     _, kept = watcher.run(pixel_values)
-    last = kept[dynamic.schedule[-1].site]
+    last = _at_the_end(dynamic, kept, pixel_values.shape[0])
     return [
         Observed(
             counts={f"vision.layers.{layer}": int(mask[i].sum()) for layer, mask in watcher.alive.items()},
@@ -59,6 +59,12 @@ def observe(dynamic: RewriteResult, pixel_values: Tensor) -> list[Observed]:
         )
         for i in range(pixel_values.shape[0])
     ]
+
+
+def _at_the_end(result: RewriteResult, kept: dict[str, Tensor], batch: int) -> Tensor:
+    if result.schedule:
+        return kept[result.schedule[-1].site]
+    return torch.arange(result.graphs.geometry.total).expand(batch, -1)
 
 
 def frozen_counts(observed: Sequence[Observed], tokens: int) -> dict[str, int]:
@@ -79,7 +85,7 @@ def agreement(frozen: RewriteResult, batches: Iterable[tuple[Tensor, Sequence[Ob
     same, overlap, images = 0, 0.0, 0
     for pixel_values, expected in batches:
         _, kept = frozen.graphs.vision(pixel_values)
-        last = kept[frozen.schedule[-1].site]
+        last = _at_the_end(frozen, kept, pixel_values.shape[0])
         for row, image in zip(last, expected, strict=True):
             ids = frozenset(row.tolist())
             same += ids == image.kept

@@ -59,6 +59,7 @@ def compress(
     method: str,
     keep: float | None = None,
     tokens: int | None = None,
+    avg_tokens: int | None = None,
     params: Mapping[str, Any] | None = None,
     samples: str | None = None,
     count: int | None = None,
@@ -67,7 +68,8 @@ def compress(
     out: str | Path | None = None,
     force: bool = False,
 ) -> Artifact:
-    """Carve `model` (directory, hub id or alias) by `method` to a share `keep` or exactly `tokens` visual tokens.
+    """Carve `model` (directory, hub id or alias) by `method` to a share `keep`, exactly `tokens` visual tokens, or a
+    mean of `avg_tokens` over the layers of the language model.
 
     Returns the artifact written to `out` (default NAME-METHOD-kN here). Raises a TokcarveError for every bad input,
     before anything is written.
@@ -77,6 +79,7 @@ def compress(
         method=method,
         keep=keep,
         tokens=tokens,
+        avg_tokens=avg_tokens,
         params=params,
         positions=positions,
         samples=samples,

@@ -16,6 +16,7 @@ def make_recipe(
     method: str,
     keep: float | int | None = None,
     tokens: int | None = None,
+    avg_tokens: int | None = None,
     params: Mapping[str, Any] | None = None,
     positions: str = "renumbered",
     samples: str | None = None,
@@ -30,12 +31,12 @@ def make_recipe(
     `source` before every fault, for values that do not fit.
     """
     _check_method(method, params or {})
-    _check_budget(keep, tokens)
+    budget = _check_budget({"keep": keep, "tokens": tokens, "avg_tokens": avg_tokens})
     chosen: dict[str, Any] = {"name": method, **(params or {})}
     if "seed" in METHOD_RECIPES[method].model_fields:
         chosen.setdefault("seed", seed)
     fields: dict[str, Any] = {"model": model, "method": chosen, "positions": positions}
-    fields["budget"] = {"keep": keep} if keep is not None else {"tokens": tokens}
+    fields["budget"] = budget
     if samples is not None:
         fields["calibration"] = {"samples": samples, "seed": seed, **({} if count is None else {"count": count})}
     return parse_recipe(fields, source)
@@ -53,13 +54,19 @@ def _check_method(method: str, params: Mapping[str, Any]) -> None:
             raise MethodError(f"unknown parameter {key!r} of {method}{nearest(key, known)}; {has}")
 
 
-def _check_budget(keep: float | int | None, tokens: int | None) -> None:
-    """The refusals that need no model, so that they come before anything is loaded."""
-    if keep is not None and tokens is not None:
-        raise BudgetError(f"both keep={keep} and tokens={tokens} were given; give one of them")
-    if keep is None and tokens is None:
+def _check_budget(given: Mapping[str, float | int | None]) -> dict[str, float | int]:
+    """The one budget that was given; refuses here what needs no model, so that it comes before anything is loaded."""
+    found = {name: value for name, value in given.items() if value is not None}
+    if len(found) > 1:
+        both = " and ".join(f"{name}={value}" for name, value in found.items())
+        raise BudgetError(f"{'both' if len(found) == 2 else 'all of'} {both} were given; give one of them")
+    for name, value in found.items():
+        if name == "keep" and not 0 < value <= 1:
+            raise BudgetError(f"keep={value} is not a share of the visual tokens; choose above 0 and at most 1")
+        if name != "keep" and value < 1:
+            raise BudgetError(
+                f"{name}={value} is not a count of visual tokens; choose 1 or more, up to the model's total"
+            )
+    if not found:
         raise BudgetError("no budget was given; give keep, a share in (0, 1], or tokens, a count of visual tokens")
-    if keep is not None and not 0 < keep <= 1:
-        raise BudgetError(f"keep={keep} is not a share of the visual tokens; choose above 0 and at most 1")
-    if tokens is not None and tokens < 1:
-        raise BudgetError(f"tokens={tokens} is not a count of visual tokens; choose 1 or more, up to the model's total")
+    return found

@@ -55,7 +55,7 @@ class MethodRecord(_Closed):
 class BudgetRecord(_Closed):
     """What was asked for ({"keep": 0.11} or {"tokens": 64}), and the counts it came to: `tokens` of `total`."""
 
-    asked: dict[Literal["keep", "tokens"], int | float]
+    asked: dict[Literal["keep", "tokens", "avg_tokens"], int | float]
     tokens: int
     total: int
 

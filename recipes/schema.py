@@ -103,24 +103,30 @@ METHOD_RECIPES: dict[str, type[MethodRecipe]] = {
 
 
 class Budget(_Closed):
-    """What was asked for: exactly one of a share `keep` in (0, 1] and a count `tokens` of visual tokens."""
+    """What was asked for: exactly one of a share `keep` in (0, 1], a count `tokens` of visual tokens, and their mean
+    `avg_tokens` over the layers of the language model."""
 
     keep: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     tokens: Annotated[int, Field(ge=1)] | None = None
+    avg_tokens: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "Budget":
-        if (self.keep is None) == (self.tokens is None):
-            raise ValueError("give exactly one of keep (a share in (0, 1]) and tokens (a count)")
+        if [self.keep, self.tokens, self.avg_tokens].count(None) != 2:
+            raise ValueError("give exactly one of keep (a share in (0, 1]), tokens (a count) and avg_tokens (a mean)")
         return self
 
     def count(self, total: int) -> int:
         """The count of `total` visual tokens that this budget means; raises BudgetError where it does not fit."""
-        return count_for(keep=self.keep, tokens=self.tokens, total=total)
+        # every method so far cuts before the language model, whose layers then all see the same count
+        tokens = self.tokens if self.avg_tokens is None else self.avg_tokens
+        return count_for(keep=self.keep, tokens=tokens, total=total)
 
     @property
-    def asked(self) -> dict[Literal["keep", "tokens"], int | float]:
+    def asked(self) -> dict[Literal["keep", "tokens", "avg_tokens"], int | float]:
         """The one value that was given, under its name."""
+        if self.avg_tokens is not None:
+            return {"avg_tokens": self.avg_tokens}
         return {"tokens": self.tokens} if self.tokens is not None else {"keep": self.keep or 0.0}
 
 

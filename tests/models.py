@@ -22,7 +22,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-__all__ = ["IMAGE", "SIDE", "TOTAL", "VOCAB", "build", "config", "pictures", "prompt", "write"]
+__all__ = ["IMAGE", "SIDE", "TOTAL", "VOCAB", "Text", "Tower", "build", "config", "pictures", "prompt", "write"]
 
 Text = Literal["llama", "mistral", "qwen2"]
 Tower = Literal["clip", "siglip"]
@@ -39,6 +39,7 @@ SPECIALS = {
     "pad_token": "<unk>",
     "image_token": "<image>",
 }
+Llava: Any = LlavaForConditionalGeneration  # its own types do not hold
 TEXTS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 TOWERS: dict[str, Any] = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}
 
@@ -52,10 +53,10 @@ def config(
     vision_layers: int = 6,
     text_layers: int = 3,
     **settings: Any,
-) -> LlavaConfig:
-    """Widths 32 (tower) and 48 (text, 4 heads); features from layer -2 of CLIP, -1 of SigLIP unless told.
+) -> Any:
+    """The LlavaConfig of a small model: widths 32 (tower) and 48 (text, 4 heads).
 
-    `settings` go into the text config.
+    Features leave at layer -2 of CLIP and -1 of SigLIP unless told. `settings` go into the text config.
     """
     vision_config = TOWERS[tower](
         hidden_size=32,
@@ -90,19 +91,26 @@ def config(
 
 
 def build(
-    text: Text = "llama", tower: Tower = "clip", *, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any
-) -> LlavaForConditionalGeneration:
-    """A model of `config(text, tower, **settings)`; equal arguments give equal weights. Do not write to it."""
-    return _build(text, tower, seed, dtype, tuple(sorted(settings.items())))
+    text: Text = "llama",
+    tower: Tower = "clip",
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    **settings: Any,
+) -> Any:
+    """A LlavaForConditionalGeneration of `config(text, tower, **settings)`; equal arguments give equal weights.
+
+    Calls share their models: do not write to one.
+    """
+    return _build(text, tower, seed, dtype, attention, tuple(sorted(settings.items())))
 
 
 @functools.cache
 def _build(
-    text: Text, tower: Tower, seed: int, dtype: torch.dtype, settings: tuple[tuple[str, Any], ...]
-) -> LlavaForConditionalGeneration:
-    model = LlavaForConditionalGeneration._from_config(
-        config(text, tower, **dict(settings)), attn_implementation="sdpa"
-    )
+    text: Text, tower: Tower, seed: int, dtype: torch.dtype, attention: str, settings: tuple[tuple[str, Any], ...]
+) -> Any:
+    model = Llava._from_config(config(text, tower, **dict(settings)), attn_implementation=attention)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -120,7 +128,8 @@ def _draw(name: str, weight: Tensor, generator: torch.Generator) -> Tensor:
         return 0.5 * noise
     # sharper queries and keys: attention that looks at something; a wide head: answers that vary
     gain = 1.6 if "q_proj" in name or "k_proj" in name else 2.0 if "lm_head" in name else 1.0
-    return gain * noise / weight[0].numel() ** 0.5
+    scaled: Tensor = gain * noise / weight[0].numel() ** 0.5
+    return scaled
 
 
 def pictures(batch: int, seed: int = 0, side: int = SIDE) -> Tensor:
@@ -145,7 +154,7 @@ def prompt(lengths: Sequence[int], visual: int = TOTAL, seed: int = 0) -> tuple[
     return ids, torch.tensor([length + visual for length in lengths])
 
 
-def write(model: LlavaForConditionalGeneration, directory: Path) -> Path:
+def write(model: Any, directory: Path) -> Path:
     """A checkpoint directory of `model` with tokenizer, image processor and chat template; -> `directory`."""
     tower = "clip" if model.config.vision_config.model_type == "clip_vision_model" else "siglip"
     tokenizer = llama_tokenizer()

@@ -1,8 +1,8 @@
 """An artifact with an exported `ort` face small enough to compute by hand: the four graphs in ONNX's own text form.
 
 The image is 4 x 4 patches of 7 pixels, scored by brightness. A row is its embedding plus a tenth of its position; layer
-l keeps all rows as keys and their doubles as values, and the logits are a hash of the sum over the keys of layer 0 and
-the halved values of layer 1, so that one wrong, missing or surplus cache row changes the answer.
+l keeps all rows as keys and their doubles as values, and the logits are a hash of the sum over the keys of layer 0, the
+halved values of layer 1 and their counts, so that one wrong, missing or surplus cache row changes the answer.
 """
 
 import json
@@ -24,6 +24,7 @@ from tokcarve.recipes.manifest import CheckRecord, Manifest
 from tokcarve.recipes.manifest import seal as seal_manifest
 
 WIDTH, HEADS, VOCAB, TOTAL = 8, 2, 430, 16
+COUNTED = 0.05  # what every attended row adds beside itself
 Floats = NDArray[np.float32]
 
 
@@ -55,7 +56,9 @@ class Toy:
         position = len(ids) + (TOTAL - tokens if self.positions == "original" else 0)
         answer: list[int] = []
         while True:
-            logits = np.sin((np.sum(rows, axis=0) + np.sum(rows[dropped:], axis=0)) @ self.hash)
+            late = rows[dropped:]
+            total = np.sum(rows, axis=0) + np.sum(late, axis=0) + COUNTED * (len(rows) + len(late))
+            logits = np.sin(total @ self.hash) @ self.table.T
             answer.append(int(logits.argmax()))
             if len(answer) == new or answer[-1] == 2:
                 return answer, kept
@@ -128,7 +131,7 @@ def _embedding(batch: int, tokens: int, rows: int, image_id: int, table: Floats)
     )  # fmt: skip
 
 
-def _prefill(batch: int, rows: int, dropped: int, hashed: Floats) -> onnx.ModelProto:
+def _prefill(batch: int, rows: int, dropped: int, table: Floats, hashed: Floats) -> onnx.ModelProto:
     depth = WIDTH // HEADS
     presents = ", ".join(
         f"float[{batch},{HEADS},{count},{depth}] present.{layer}.{kind}"
@@ -145,7 +148,8 @@ def _prefill(batch: int, rows: int, dropped: int, hashed: Floats) -> onnx.ModelP
         valid = Less(count, lengths)
         valid1 = Cast<to=1>(valid)
         valid3 = Unsqueeze(valid1, last)
-        real = Mul(x, valid3)
+        counted = Add(x, each)
+        real = Mul(counted, valid3)
         split = Reshape(x, heads)
         present.0.key = Transpose<perm=[0,2,1,3]>(split)
         present.0.value = Mul(present.0.key, two)
@@ -156,15 +160,17 @@ def _prefill(batch: int, rows: int, dropped: int, hashed: Floats) -> onnx.ModelP
         real1 = Slice(real, dropped, end, rows_axis)
         sum1 = ReduceSum<keepdims=1>(real1, rows_axis)
         total = Add(sum0, sum1)
-        scores = MatMul(total, hash)
-        logits = Sin(scores)
+        mixed = MatMul(total, hash)
+        waves = Sin(mixed)
+        logits = MatMul(waves, words_out)
     }}"""
     return _model(
         text,
         {
             "tenth": np.array(0.1, np.float32), "two": np.array(2, np.float32), "last": np.array([-1]),
-            "count": np.arange(rows)[None], "heads": np.array([batch, rows, HEADS, depth]),
-            "dropped": np.array([dropped]), "end": np.array([rows]), "rows_axis": np.array([1]), "hash": hashed,
+            "each": np.array(COUNTED, np.float32), "count": np.arange(rows)[None], "end": np.array([rows]),
+            "heads": np.array([batch, rows, HEADS, depth]), "dropped": np.array([dropped]),
+            "rows_axis": np.array([1]), "hash": hashed, "words_out": np.ascontiguousarray(table.T),
         },
     )  # fmt: skip
 
@@ -187,7 +193,11 @@ def _decode(batch: int, rows: int, dropped: int, new: int, table: Floats, hashed
         weight4{i} = Unsqueeze(weight{i}, around)
         masked{i} = Mul(past_key_values.{i}.{kind}, weight4{i})
         summed{i} = ReduceSum<keepdims=1>(masked{i}, slot_axis)
-        sum{i} = Reshape(summed{i}, row)"""
+        rows{i} = Reshape(summed{i}, row)
+        slots_alive{i} = ReduceSum<keepdims=1>(weight{i}, last)
+        share{i} = Mul(slots_alive{i}, {"each" if i == 0 else "twice"})
+        share3{i} = Unsqueeze(share{i}, last)
+        sum{i} = Add(rows{i}, share3{i})"""
         for i, kind in enumerate(("key", "value"))
     )
     text = f"""decode (int64[{batch},1] input_ids, int64[{batch},1] position_ids, int64[{batch}] prompt_lengths,
@@ -206,14 +216,18 @@ def _decode(batch: int, rows: int, dropped: int, new: int, table: Floats, hashed
         {layers}
         half1 = Mul(sum1, half)
         old = Add(sum0, half1)
-        fresh = Mul(x, two)
+        own = Add(x, each)
+        fresh = Mul(own, two)
         total = Add(old, fresh)
-        scores = MatMul(total, hash)
-        logits = Sin(scores)
+        mixed = MatMul(total, hash)
+        waves = Sin(mixed)
+        logits = MatMul(waves, words_out)
     }}"""
     weights = {
-        "table": table, "hash": hashed, "tenth": np.array(0.1, np.float32), "two": np.array(2, np.float32),
-        "half": np.array(0.5, np.float32), "last": np.array([-1]), "heads": np.array([batch, 1, HEADS, depth]),
+        "table": table, "hash": hashed, "words_out": np.ascontiguousarray(table.T),
+        "tenth": np.array(0.1, np.float32), "two": np.array(2, np.float32),
+        "half": np.array(0.5, np.float32), "each": np.array(COUNTED, np.float32),
+        "twice": np.array(2 * COUNTED, np.float32), "last": np.array([-1]), "heads": np.array([batch, 1, HEADS, depth]),
         "row": np.array([batch, 1, WIDTH]), "around": np.array([1, 3]), "slot_axis": np.array([2]),
     }  # fmt: skip
     for layer, count in enumerate(counts):
@@ -240,7 +254,7 @@ def write_toy(
         artifact / "processor", llama_tokenizer(), template=LLAVA_TEMPLATE, bos_token="<s>", eos_token="</s>"
     )
     table = rng.normal(size=(VOCAB, WIDTH)).astype(np.float32)
-    hashed = rng.normal(size=(WIDTH, VOCAB)).astype(np.float32)
+    hashed = rng.normal(size=(WIDTH, WIDTH)).astype(np.float32)
     toy = Toy(
         table=table, hash=hashed, batch=batch, tokens=tokens, dropped=dropped, max_text=max_text, max_new=max_new,
         positions=positions, image_token_id=image_id,
@@ -251,7 +265,7 @@ def write_toy(
         rows = max_text + count
         onnx.save(_vision(batch, count), face / f"{prefix}vision.onnx")
         onnx.save(_embedding(batch, count, rows, image_id, table), face / f"{prefix}embedding.onnx")
-        onnx.save(_prefill(batch, rows, cut, hashed), face / f"{prefix}prefill.onnx")
+        onnx.save(_prefill(batch, rows, cut, table, hashed), face / f"{prefix}prefill.onnx")
         onnx.save(_decode(batch, rows, cut, max_new, table, hashed), face / f"{prefix}decode.onnx")
     manifest = _manifest(toy)
     (artifact / "tokcarve.json").write_text(manifest.model_dump_json())

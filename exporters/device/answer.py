@@ -85,8 +85,10 @@ class Answerer:
 
     @property
     def provider(self) -> str:
-        """The ONNX Runtime provider that the language model runs on."""
-        return self.pipeline.graph("prefill").provider
+        """Where the language model runs, in ONNX Runtime's words without their suffix: CUDA or CPU."""
+        graph = self.pipeline.graph("prefill")
+        name = graph.provider.removesuffix("ExecutionProvider")
+        return f"{name} (CUDA did not start)" if graph.fell_back else name
 
     def answer(
         self,

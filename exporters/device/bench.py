@@ -18,7 +18,8 @@ class Bench:
     """One measurement of a face.
 
     samples: milliseconds (pruned, unpruned) per stage; shares: selection's part of the pruned vision and prefill
-    graphs, in 0..1; load: of the machine before anything ran; provider: where the language model ran.
+    graphs, in 0..1; load: of the machine before anything ran; provider: where the language model ran, fell_back:
+    whether a GPU was wanted there and did not start.
     """
 
     def __init__(self, face: Face, *, warm_up: int, repeats: int, tick: Callable[[str], None]) -> None:
@@ -27,7 +28,7 @@ class Bench:
         self.samples: dict[str, Samples] = {}
         self.shares: dict[str, float] = {"vision": 0.0, "prefill": 0.0}
         self.load = os.getloadavg()[0]
-        self.provider = ""
+        self.provider, self.fell_back = "", False
 
     def run(self) -> None:
         """Fills `samples`, `shares` and `provider`; raises ExportError if a graph does not load."""
@@ -43,7 +44,8 @@ class Bench:
             "prefill",
             [_call(side.prefill, rows, count) for side, rows, count in zip(self.sides, embedded, lengths, strict=True)],
         )
-        self.provider = self.sides[0].graph("prefill").provider
+        prefill = self.sides[0].graph("prefill")
+        self.provider, self.fell_back = prefill.provider, prefill.fell_back
         self._release()
         if len(set(self.face.record.pruned.rows)) > 1:
             self._share("prefill", {**embedded[0], "prompt_lengths": lengths[0]})

@@ -13,13 +13,15 @@ __all__ = ["Machine", "this_machine"]
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """`load`: runnable processes, mean over the minute before measuring; `threads` None is ONNX Runtime's choice."""
+    """`load`: runnable processes, mean over the minute before measuring; `threads` None is ONNX Runtime's choice;
+    `fell_back`: a GPU driver is there, and ONNX Runtime could not use it."""
 
     cpu: str
     cores: int
     load: float
     threads: int | None
     provider: str
+    fell_back: bool
     onnxruntime: str
     dtype: str
 
@@ -33,7 +35,7 @@ class Machine:
         return asdict(self)
 
 
-def this_machine(*, provider: str, threads: int | None, dtype: str, load: float) -> Machine:
+def this_machine(*, provider: str, fell_back: bool, threads: int | None, dtype: str, load: float) -> Machine:
     """The machine this runs on, with what only the caller knows: where graphs ran, and the load beforehand."""
     return Machine(
         cpu=_cpu(),
@@ -41,6 +43,7 @@ def this_machine(*, provider: str, threads: int | None, dtype: str, load: float)
         load=load,
         threads=threads,
         provider=provider.removesuffix("ExecutionProvider"),
+        fell_back=fell_back,
         onnxruntime=ort.__version__,
         dtype=dtype,
     )

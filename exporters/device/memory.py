@@ -28,7 +28,7 @@ class Memory:
 
 def measure_memory(artifact: Path, *, baseline: bool, threads: int | None) -> Memory:
     """Memory of a fresh process that answers with one side; raises ExportError if it fails, with its last words."""
-    command = [sys.executable, "-m", __spec__.name, str(artifact), "unpruned" if baseline else "pruned"]
+    command = [sys.executable, "-P", "-m", __spec__.name, str(artifact), "unpruned" if baseline else "pruned"]
     done = subprocess.run(command + ([str(threads)] if threads else []), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         words = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]

@@ -8,7 +8,7 @@ and text is the same for both sides and left out. Peak memory is measured in two
 `Profile.record()` is the JSON of `tokcarve profile --json`:
 
     format 1, artifact, batch, max_text, max_new, warm_up, repeats, tokens {pruned, unpruned},
-    machine {cpu, cores, load, threads, provider, onnxruntime, dtype},
+    machine {cpu, cores, load, threads, provider, fell_back, onnxruntime, dtype},
     stages {encoder, embedding, prefill, decode, first_token, end_to_end}:
         pruned, unpruned {p50_ms, p95_ms, mean_ms, min_ms}, speedup (of the p50), predicted (by FLOPs, or null),
         realised (speedup / predicted, or null); encoder holds connector and selector, decode is one token of each row,
@@ -135,16 +135,9 @@ def profile(
     """
     face = open_face(artifact, threads)
     record = face.record
-    new = record.max_new if max_new is None else max_new
-    if not 1 <= new <= record.max_new:
-        raise ExportError(f"max_new={new} does not fit this export; choose 1..{record.max_new}")
-    if repeats < 1 or warm_up < 0:
-        raise ExportError(f"repeats={repeats} with warm-up {warm_up} measures nothing; choose 1 or more repeats")
+    new = _checked(record, max_new, repeats, warm_up)
     say: Tick = tick or (lambda _: None)
-    memory = []
-    for baseline in (False, True):
-        memory.append(measure_memory(artifact, baseline=baseline, threads=threads))
-        say("memory")
+    memory = _memory(artifact, threads, say)
     bench = Bench(face, warm_up=warm_up, repeats=repeats, tick=say)
     bench.run()
     geometry, sides = record.geometry, (record.pruned, record.baseline)
@@ -155,17 +148,40 @@ def profile(
     return Profile(
         artifact=artifact,
         face=record,
-        machine=this_machine(provider=bench.provider, threads=threads, dtype=record.dtype, load=bench.load),
+        machine=this_machine(
+            provider=bench.provider,
+            fell_back=bench.fell_back,
+            threads=threads,
+            dtype=record.dtype,
+            load=bench.load,
+        ),
         warm_up=warm_up,
         repeats=repeats,
         max_new=new,
         stages=_stages(bench.samples, flops, new),
         selector_shares=bench.shares,
-        memory=(memory[0], memory[1]),
+        memory=memory,
         kv_mib=(kv[0], kv[1]),
         flops=(flops[0], flops[1]),
         prefill_conventions=(named[0], named[1]),
     )
+
+
+def _checked(record: OrtFace, max_new: int | None, repeats: int, warm_up: int) -> int:
+    new = record.max_new if max_new is None else max_new
+    if not 1 <= new <= record.max_new:
+        raise ExportError(f"max_new={new} does not fit this export; choose 1..{record.max_new}")
+    if repeats < 1 or warm_up < 0:
+        raise ExportError(f"repeats={repeats} with warm-up {warm_up} measures nothing; choose 1 or more repeats")
+    return new
+
+
+def _memory(artifact: Path, threads: int | None, tick: Tick) -> tuple[Memory, Memory]:
+    pruned = measure_memory(artifact, baseline=False, threads=threads)
+    tick("memory")
+    unpruned = measure_memory(artifact, baseline=True, threads=threads)
+    tick("memory")
+    return pruned, unpruned
 
 
 def _rows(record: OrtFace, schedule: Sequence[Cut], side: Side) -> Rows:

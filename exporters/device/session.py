@@ -5,7 +5,9 @@ CUDA is used when ONNX Runtime has it and can start it, otherwise the CPU; what 
 
 import ctypes
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,14 @@ _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.flo
 
 @dataclass(frozen=True)
 class Graph:
-    """One loaded graph; `provider` is where it runs."""
+    """One loaded graph; `provider` is where it runs, `fell_back` whether the one that was wanted did not start."""
 
     session: Any
     outputs: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
     types: Mapping[str, Any]
     provider: str
+    fell_back: bool
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name; `feeds` holds every input by name, in the shapes of `shapes`, and may hold more."""
@@ -76,6 +79,7 @@ class Face:
             shapes={one.name: tuple(int(size) for size in one.shape) for one in inputs},
             types={one.name: _TYPES[one.type] for one in inputs},
             provider=session.get_providers()[0],
+            fell_back=session.get_providers()[0] != self.providers[0],
         )
 
 
@@ -99,7 +103,9 @@ def _providers() -> tuple[str, ...]:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
         return ("CPUExecutionProvider",)
-    ort.preload_dlls()
+    ort.set_default_logger_severity(4)
+    with redirect_stdout(StringIO()):  # it prints what it does not find, even where the loader will
+        ort.preload_dlls()
     return ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 

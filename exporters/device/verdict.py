@@ -80,13 +80,18 @@ def verdict(stages: Mapping[str, Stage], max_new: int) -> str:
 
 
 def warnings(stages: Mapping[str, Stage], machine: Machine) -> tuple[str, ...]:
-    """A sentence for every stage that is slower than unpruned, and one if the machine was busy."""
+    """A sentence for every stage that is slower than unpruned, and what makes the figures doubtful."""
     slower = [
         f"{words} is slower than unpruned: {stage.pruned.p50:.2f} against {stage.unpruned.p50:.2f} ms "
         f"({stage.speedup:.2f}x)"
         for name, words in _NAMES.items()
         if (stage := stages[name]).slower
     ]
+    if machine.fell_back:
+        slower.append(
+            f"a GPU driver is here, but ONNX Runtime could not start CUDA, so this ran on the {machine.provider}; "
+            f"install the CUDA and cuDNN libraries that onnxruntime-gpu {machine.onnxruntime} names"
+        )
     if machine.busy:
         slower.append(
             f"the machine was busy before measuring (load {machine.load:.1f} on {machine.cores} cores): "

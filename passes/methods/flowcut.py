@@ -27,6 +27,7 @@ from tokcarve.passes.stage import Carry, Counts, Method, MethodFacts, Outcome, S
 __all__ = ["FlowCut", "drop_count", "entropy_ratio", "shares"]
 
 READS = ("cls_attention", "values")
+TINY = torch.finfo(torch.float32).tiny
 
 
 def shares(
@@ -41,16 +42,17 @@ def shares(
         similar = torch.where(everyone[:, None], similar, torch.finfo(torch.float32).min)
     similar = torch.softmax(similar, dim=-1).mean(dim=1)[:, 1:]
     seen = attention.mean(dim=1)[:, 1:]
-    seen = seen / seen.sum(dim=1, keepdim=True)
-    similar = similar / similar.sum(dim=1, keepdim=True)
+    # [CLS] may keep all of its attention to itself
+    seen = seen / seen.sum(dim=1, keepdim=True).clamp_min(TINY)
+    similar = similar / similar.sum(dim=1, keepdim=True).clamp_min(TINY)
     strength = values.mean(dim=1).abs().sum(dim=-1)[:, 1:]
     return seen, (seen + similar) * strength
 
 
 def entropy_ratio(seen: Float[Tensor, "batch tokens"], count: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Entropy of the attention shares over its maximum ln(count), both in nats."""
-    nats = -(seen * torch.log(seen.clamp_min(torch.finfo(torch.float32).tiny))).sum(dim=1)
-    return nats / torch.log(count)
+    """Entropy of the attention shares over its maximum ln(count), both in nats; 0 for one token."""
+    nats = -(seen * torch.log(seen.clamp_min(TINY))).sum(dim=1)
+    return nats / torch.log(count).clamp_min(TINY)
 
 
 def drop_count(count: Tensor, tokens: int, remaining: int, ratio: Tensor) -> Tensor:

@@ -1,17 +1,14 @@
 """`tokcarve profile`: what it prints, what it refuses, and that it needs no torch."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from device_shell import on_a_device
 from toy_face import write_toy
 from typer.testing import CliRunner, Result
 
 from tokcarve.cli.main import app
-
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +69,6 @@ def test_no_export_is_named(tmp_path: Path) -> None:
 
 
 def test_it_runs_without_torch_transformers_and_onnx(toy: Path) -> None:
-    command = [sys.executable, str(TESTS / "no_torch.py"), "profile", str(toy), "--repeats", "1", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = on_a_device("profile", toy, "--repeats", 1, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stages"]

@@ -1,12 +1,11 @@
 """`tokcarve run`: on a toy artifact without torch, and on a real export against torch."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from device_shell import on_a_device
 from models import build, write
 from PIL import Image
 from toy_face import edit_record, write_toy
@@ -15,8 +14,6 @@ from typer.testing import CliRunner, Result
 import tokcarve
 from tokcarve.cli.main import app
 from tokcarve.exporters.export import export_ort
-
-TESTS = Path(__file__).parents[1]
 
 
 def picture(path: Path, seed: int = 0) -> Path:
@@ -116,15 +113,13 @@ def test_an_edited_export_is_refused(tmp_path: Path) -> None:
 
 
 def test_it_runs_without_torch_transformers_and_onnx(toy: Path) -> None:
-    arguments = ["run", str(toy), "--image", str(toy.parent / "a.png"), "--prompt", "why?", "--json"]
-    done = subprocess.run([sys.executable, str(TESTS / "no_torch.py"), *arguments], capture_output=True, text=True)
+    done = on_a_device("run", toy, "--image", toy.parent / "a.png", "--prompt", "why?", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tokens"]
 
 
 def test_torch_without_torch_names_the_extra(toy: Path) -> None:
-    arguments = ["run", str(toy), "--image", str(toy.parent / "a.png"), "--prompt", "why?", "--runtime", "torch"]
-    done = subprocess.run([sys.executable, str(TESTS / "no_torch.py"), *arguments], capture_output=True, text=True)
+    done = on_a_device("run", toy, "--image", toy.parent / "a.png", "--prompt", "why?", "--runtime", "torch")
     assert done.returncode == 2 and "pip install 'tokcarve[compress]'" in done.stderr
 
 

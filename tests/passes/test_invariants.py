@@ -60,7 +60,9 @@ def skip(name: str) -> Callable[[fx.GraphModule], None]:
 
     def mutate(module: fx.GraphModule) -> None:
         node = node_at(module, name)
-        node.replace_all_uses_with(node.args[0])
+        read = node.args[0]
+        assert isinstance(read, fx.Node)
+        node.replace_all_uses_with(read)
         module.graph.erase_node(node)
 
     return mutate

@@ -58,6 +58,27 @@ def test_all_that_was_exported_can_be_generated(tmp_path: Path) -> None:
     assert len(made.timings[0].decode) == len(made.tokens[0]) - 1
 
 
+def test_a_prompt_may_fill_every_row(tmp_path: Path) -> None:
+    toy = write_toy(tmp_path, batch=2, max_text=9)
+    answerer = Answerer(tmp_path)
+    pixels = answerer.images(pictures(2))
+    image = [toy.image_token_id] * 4
+    prompts = [[1, 7, *image, 30, 31, 32, 33, 34, 35, 36], [1, *image, 40]]
+    made = answerer.generate(pixels, prompts)
+    for row, ids in enumerate(prompts):
+        assert list(made.tokens[row]) == toy.expect(pixels[row], ids, 12)[0]
+
+
+def test_image_tokens_must_be_as_many_as_enter(tmp_path: Path) -> None:
+    toy = write_toy(tmp_path)
+    answerer = Answerer(tmp_path)
+    pixels = answerer.images(pictures(1))
+    with pytest.raises(PromptError, match="holds 16 image tokens, and 4 enter the language model"):
+        answerer.generate(pixels, [[1, *[toy.image_token_id] * TOTAL]])
+    with pytest.raises(ArtifactError, match="use the processor files of the model's own checkpoint"):
+        answerer.generate(pixels[:, :, :14], [[1, *[toy.image_token_id] * 4]])
+
+
 def test_rows_stop_at_a_stop_token_and_the_others_go_on(tmp_path: Path) -> None:
     toy = write_toy(tmp_path, batch=5)
     answerer = Answerer(tmp_path)

@@ -19,6 +19,7 @@ from transformers import AutoProcessor
 
 from tokcarve.exporters.device.prompt import PromptError, load_prompter
 from tokcarve.passes.errors import ArtifactError, ModelError
+from tokcarve.tiny import checkpoint_dir
 
 QUESTIONS = ["what colour is the circle?", "  two  spaces\nand a line ", "é 日本 </s> 7", ""]
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
@@ -140,3 +141,10 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ArtifactError, match="tokenizer.json is no tokenizer"):
         load_prompter(tmp_path, image_id)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_bundled_checkpoint_is_asked_as_transformers_asks_it(question: str) -> None:
+    directory = checkpoint_dir()
+    image_id = json.loads((directory / "config.json").read_text())["image_token_index"]
+    assert load_prompter(directory, image_id).encode(question, 576) == reference(directory, question)

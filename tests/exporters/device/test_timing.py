@@ -14,7 +14,7 @@ from tokcarve.exporters.device.timing import Distribution, distribution, node_sh
 from tokcarve.exporters.device.verdict import Stage, decode_share, verdict, warnings
 
 MACHINE = Machine(
-    cpu="a", cores=4, load=0.5, threads=None, provider="CPU", onnxruntime="1", dtype="float32"
+    cpu="a", cores=4, load=0.5, threads=None, provider="CPU", fell_back=False, onnxruntime="1", dtype="float32"
 )  # fmt: skip
 
 
@@ -92,6 +92,11 @@ def test_slower_stages_are_warned_about_and_noise_is_not() -> None:
     assert slow == ("encoder is slower than unpruned: 12.00 against 10.00 ms (0.83x)",)
     lucky = replace(stage(12, 10), pruned=Distribution(p50=12.0, p95=12.0, mean=12.0, least=9.0))
     assert warnings({**STAGES, "encoder": lucky}, MACHINE) == ()
+
+
+def test_a_gpu_that_did_not_start_is_mentioned() -> None:
+    (said,) = warnings(STAGES, replace(MACHINE, fell_back=True))
+    assert "could not start CUDA, so this ran on the CPU" in said
 
 
 def test_a_busy_machine_is_mentioned() -> None:

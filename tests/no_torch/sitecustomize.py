@@ -1,4 +1,4 @@
-"""Runs the command line where torch, transformers and onnx cannot be imported: `python no_torch.py VERB ...`."""
+"""With this folder on PYTHONPATH, torch, transformers and onnx look as if they were not installed, in children too."""
 
 import sys
 from collections.abc import Sequence
@@ -10,19 +10,14 @@ BLOCKED = {"torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensor
 
 
 class Blocker(MetaPathFinder):
-    """Makes the packages in BLOCKED look as if they were not installed."""
+    """Refuses the packages in BLOCKED, and leaves every other one to the next finder."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Refuses a blocked package, and leaves every other one to the next finder."""
         if fullname.partition(".")[0] in BLOCKED:
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
         return None
 
 
-if __name__ == "__main__":
-    sys.meta_path.insert(0, Blocker())
-    from tokcarve.cli.main import main
-
-    main()
+sys.meta_path.insert(0, Blocker())

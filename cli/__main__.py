@@ -1,0 +1,7 @@
+"""`python -m tokcarve.cli`, for where the `tokcarve` command is not on the path."""
+
+from tokcarve.cli.main import main
+
+__all__: list[str] = []
+
+main()

@@ -1,0 +1,27 @@
+"""A small random model as an artifact, and exported."""
+
+import contextlib
+from pathlib import Path
+
+from models import build, write
+
+from tokcarve.exporters.export import ExportResult, export_ort
+from tokcarve.recipes.compress import compress
+
+__all__ = ["KEEP", "MAX_NEW", "MAX_TEXT", "make_artifact", "make_export"]
+
+KEEP, MAX_TEXT, MAX_NEW = 16, 8, 6
+
+
+def make_artifact(directory: Path, method: str = "vtc_cls", tokens: int = KEEP, **settings: object) -> Path:
+    """An artifact of a random model, not exported, in `directory`."""
+    model = build("qwen2", "clip", vision_layers=4, text_layers=2)
+    write(model, directory / "base")
+    with contextlib.chdir(directory):
+        compress(str(directory / "base"), method=method, tokens=tokens, out="artifact", **settings)  # type: ignore[arg-type]
+    return directory / "artifact"
+
+
+def make_export(artifact: Path, **settings: object) -> ExportResult:
+    """Its `ort` face."""
+    return export_ort(artifact, max_text=MAX_TEXT, max_new=MAX_NEW, **settings)  # type: ignore[arg-type]

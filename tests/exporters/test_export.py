@@ -1,0 +1,127 @@
+"""An artifact into its `ort` face: whole, recorded, or not at all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exported import KEEP, MAX_NEW, MAX_TEXT, make_artifact, make_export
+from models import SIDE, TOTAL
+
+from tokcarve.exporters import export as exporting
+from tokcarve.exporters.device.face import FACE_DIRECTORY, check_files, read_face
+from tokcarve.exporters.export import ExportResult, export_ort
+from tokcarve.exporters.verify import Check
+from tokcarve.passes.errors import ArtifactError, CheckError, ExportError
+from tokcarve.recipes.artifact import read_artifact
+
+GRAPHS = ("vision", "embedding", "prefill", "decode")
+
+
+@pytest.fixture
+def artifact(result: ExportResult, tmp_path: Path) -> Path:
+    """A copy of the exported artifact."""
+    copied = shutil.copytree(result.directory.parent.parent, tmp_path / "artifact")
+    return Path(copied)
+
+
+def test_every_file_is_there_and_in_the_record(result: ExportResult) -> None:
+    graphs = {f"{prefix}{name}.onnx" for prefix in ("", "baseline.") for name in GRAPHS}
+    assert set(result.record.files) == {*graphs, "weights.data", "golden.npz"}
+    assert {path.name for path in result.directory.iterdir()} == {*result.record.files, "export.json"}
+    check_files(result.directory.parent.parent, read_face(result.directory.parent.parent))
+
+
+def test_the_record_says_what_was_exported(result: ExportResult) -> None:
+    record = read_face(result.directory.parent.parent)
+    assert record == result.record.model_copy(update={"digest": record.digest})
+    assert (record.batch, record.max_text, record.max_new, record.opset) == (2, MAX_TEXT, MAX_NEW, 18)
+    assert (record.pruned.tokens, record.baseline.tokens, record.total) == (KEEP, TOTAL, TOTAL)
+    assert record.positions == "original"
+    assert record.artifact == read_artifact(result.directory.parent.parent).manifest.digest
+
+
+def test_checks_were_made_and_gaps_are_named(result: ExportResult) -> None:
+    names = {check.name for check in result.record.checks}
+    assert {"weights", "power", "pruned: kept indices", "unpruned: greedy tokens"} <= names
+    assert all(check.passed for check in result.record.checks)
+    assert any("no GPU provider" in text for text in result.record.not_checked)
+    assert any("TensorRT" in text for text in result.record.not_checked)
+
+
+def test_weights_are_stored_once_for_eight_graphs(result: ExportResult) -> None:
+    read = sum(graph.weight_bytes for graph in result.graphs)
+    assert result.weight_bytes < 0.6 * read
+    assert all(graph.graph_bytes < 2**18 for graph in result.graphs)
+
+
+def test_only_the_pruned_vision_graph_selects(result: ExportResult) -> None:
+    assert {graph.name for graph in result.graphs if graph.selection_nodes} == {"vision.onnx"}
+
+
+def test_golden_samples_can_be_read_back(result: ExportResult) -> None:
+    golden = np.load(result.directory / "golden.npz")
+    count = len(golden["pixel_values"])
+    assert golden["pixel_values"].shape == (count, 3, SIDE, SIDE)
+    assert golden["kept_indices"].shape == (count, KEEP)
+    assert golden["tokens"].shape == (count, MAX_NEW)
+    image = result.record.geometry.image_token_id
+    assert ((golden["input_ids"] == image).sum(axis=1) == TOTAL).all()
+    assert (np.diff(golden["kept_indices"], axis=1) > 0).all()
+
+
+def test_an_existing_export_is_left_alone(artifact: Path) -> None:
+    before = (artifact / FACE_DIRECTORY / "export.json").read_bytes()
+    with pytest.raises(ExportError, match="--force"):
+        make_export(artifact)
+    assert (artifact / FACE_DIRECTORY / "export.json").read_bytes() == before
+
+
+def test_a_check_that_fails_leaves_the_old_export(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in (artifact / FACE_DIRECTORY).iterdir()}
+    bad = Check(name="weights", passed=False, detail="they differ")
+    monkeypatch.setattr(exporting, "_write_graphs", lambda *args: ())
+    monkeypatch.setattr(exporting.verify, "check_weights", lambda *args: bad)
+    with pytest.raises(CheckError, match="they differ"):
+        make_export(artifact, force=True)
+    assert {path.name: path.stat().st_mtime_ns for path in (artifact / FACE_DIRECTORY).iterdir()} == before
+    assert [path.name for path in (artifact / "export").iterdir()] == ["ort"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch": 0}, "--batch 0"),
+        ({"max_text": 3}, "--max-text 3"),
+        ({"max_new": 0}, "--max-new 0"),
+        ({"max_text": 400, "max_new": 100}, "the model has 512"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(artifact: Path, settings: dict[str, int], words: str) -> None:
+    with pytest.raises(ExportError, match=words):
+        export_ort(artifact, force=True, **settings)  # type: ignore[arg-type]
+
+
+def test_a_disk_without_room_is_refused_before_writing(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(artifact / "export")
+    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
+    with pytest.raises(ExportError, match="GiB are free"):
+        make_export(artifact)
+    assert not (artifact / FACE_DIRECTORY).exists()
+
+
+def test_changed_base_weights_are_refused(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path)
+    weights = tmp_path / "base" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(ArtifactError, match="changed"):
+        make_export(artifact)
+
+
+def test_the_record_is_plain_json(result: ExportResult) -> None:
+    fields = json.loads((result.directory / "export.json").read_text())
+    assert fields["format"] == 1
+    assert str(result.directory) not in json.dumps(fields), "an export may be moved"

@@ -1,0 +1,130 @@
+"""Asking TensorRT: what counts as a problem, what happens without it or when it crashes, and the device script."""
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from onnx.parser import parse_model
+
+from tokcarve.exporters import tensorrt
+from tokcarve.exporters.tensorrt import build_engine, build_script, can_build_engines, check_with_rtx
+from tokcarve.exporters.trt import SCRIPT, prove_trt
+from tokcarve.passes.errors import ExportError
+
+CLEAN = "g (float[1,4] x) => (float[1,4] y) { y = Relu(x) }"
+BAD = {
+    "an input that nothing reads": "g (float[1,4] x, float[1,4] z) => (float[1,4] y) { y = Relu(x) }",
+    "a shape that depends on data": "g (float[1,4] x) => (int64[2,n] y) { y = NonZero(x) }",
+    "more than TopK can": (
+        "g (float[1,5000] x) => (float[1,4000] y, int64[1,4000] i) <int64[1] k = {4000}> { y, i = TopK(x, k) }"
+    ),
+    "a count that is computed": "g (float[1,5] x, int64[1] k) => (float[1,n] y, int64[1,n] i) { y, i = TopK(x, k) }",
+    "a scatter that adds": (
+        "g (float[1,5] x, int64[1,2] i, float[1,2] u) => (float[1,5] y) "
+        '{ y = ScatterElements<axis=1, reduction="add">(x, i, u) }'
+    ),
+}
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(parse_model(f'<ir_version: 10, opset_import: ["" : 18]> {text}').SerializeToString())
+    return path
+
+
+@pytest.mark.tensorrt
+def test_a_clean_graph_passes(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    report = check_with_rtx(write(tmp_path / "clean.onnx", CLEAN))
+    assert report.ran
+    assert report.passed, report.problems
+    assert report.engine_bytes > 0
+    assert report.tool.startswith("tensorrt-rtx ")
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_graph_fails(what: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    report = check_with_rtx(write(tmp_path / "bad.onnx", BAD[what]))
+    assert report.ran
+    assert not report.passed
+    assert report.problems
+
+
+def test_without_the_checker_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    graph = write(tmp_path / "clean.onnx", CLEAN)
+    report = check_with_rtx(graph)
+    assert (report.ran, report.passed) == (False, False)
+    assert "pip install" in report.problems[0]
+    outcome = prove_trt(tmp_path, {"clean.onnx": 0})
+    assert any("no graph was parsed or built" in text for text in outcome.not_checked)
+    assert not any("tensorrt-rtx" in check.name for check in outcome.checks)
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "expected"),
+    [
+        (-11, "", "crashed (signal 11)"),
+        (1, "", "it said nothing"),
+        (0, "not json", "the builder stopped"),
+    ],
+)
+def test_a_builder_that_dies_is_a_problem_and_not_ours(
+    code: int, output: str, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = SimpleNamespace(returncode=code, stdout=output, stderr="")
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(tensorrt.subprocess, "run", lambda *args, **kwargs: done)
+    report = check_with_rtx(tmp_path / "any.onnx")
+    assert not report.passed
+    assert expected in report.problems[0]
+
+
+def test_an_engine_that_was_refused_is_not_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run(command: list[str], **kwargs: Any) -> SimpleNamespace:
+        Path(command[-1]).write_bytes(b"half")
+        said = '{"version": "0", "parsed": true, "errors": ["K is too large"], "warnings": [], "dynamic": [], '
+        return SimpleNamespace(returncode=0, stdout=said + '"bytes": 4, "seconds": 0.1}', stderr="")
+
+    monkeypatch.setattr(tensorrt.subprocess, "run", run)
+    with pytest.raises(ExportError, match="K is too large"):
+        build_engine(tmp_path / "any.onnx", tmp_path / "any.engine")
+    assert not (tmp_path / "any.engine").exists()
+
+
+def test_without_tensorrt_a_script_is_written_and_said(tmp_path: Path) -> None:
+    if can_build_engines():
+        pytest.skip("engines can be built here")
+    write(tmp_path / "clean.onnx", CLEAN)
+    outcome = prove_trt(tmp_path, {"clean.onnx": 0})
+    assert "No TensorRT engine was built here" in outcome.said
+    assert outcome.engines == ()
+    assert outcome.script == SCRIPT
+    assert "no TensorRT engine was built" in outcome.not_checked
+    assert (tmp_path / SCRIPT).stat().st_mode & 0o100
+
+
+def test_the_script_is_shell_and_builds_every_graph(tmp_path: Path) -> None:
+    graphs = [tmp_path / name for name in ("vision.onnx", "prefill.onnx")]
+    script = tmp_path / SCRIPT
+    script.write_text(build_script(graphs, {"prefill.onnx": 2**30}))
+    subprocess.run(["sh", "-n", str(script)], check=True)
+    calls = tmp_path / "calls"
+    tool = tmp_path / "trtexec"
+    tool.write_text(f'#!/bin/sh\n[ "$1" = --help ] && echo "--stronglyTyped" || echo "$@" >> {calls}\n')
+    tool.chmod(0o755)
+    subprocess.run(["sh", str(script)], check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    lines = calls.read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["--onnx=vision.onnx", "--onnx=prefill.onnx"]
+    assert all("--stronglyTyped" in line for line in lines)
+    assert "about 4.5 GiB" in script.read_text()
+
+
+def test_findings_of_the_lint_are_failed_checks(tmp_path: Path) -> None:
+    write(tmp_path / "bad.onnx", BAD["more than TopK can"])
+    outcome = prove_trt(tmp_path, {"bad.onnx": 0})
+    failed = [check for check in outcome.checks if not check.passed]
+    assert any("topk-limit" in check.detail for check in failed)

@@ -1,0 +1,108 @@
+"""One weight file for many graphs: what is shared, where it lies, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tokcarve.exporters.onnx import lower, weight_names
+from tokcarve.exporters.weights import ALIGNMENT, WeightFile
+from tokcarve.passes.errors import ExportError
+
+
+class Two(nn.Module):
+    def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(torch.relu(self.first(x)))
+        return out
+
+
+def lowered(module: nn.Module, names: dict[int, str]) -> ir.Model:
+    return lower(module, (torch.ones(1, 4, 32),), input_names=["x"], output_names=["y"], names=names)
+
+
+def run(path: Path, x: Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x.numpy()})[0])
+
+
+@pytest.fixture
+def model() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return nn.ModuleDict({name: nn.Linear(32, 32) for name in "abc"})
+
+
+def test_graphs_share_a_tensor_and_still_run(model: nn.ModuleDict, tmp_path: Path) -> None:
+    names, one, two = weight_names(model), Two(model["a"], model["b"]), Two(model["b"], model["c"])
+    with WeightFile(tmp_path / "weights.data") as weights:
+        for name, module in (("one", one), ("two", two)):
+            weights.save(lowered(module, names), tmp_path / f"{name}.onnx")
+    assert sorted(place.name for place in weights.placed) == ["a.weight.T", "b.weight.T", "c.weight.T"]
+    x = torch.randn(1, 4, 32)
+    for name, module in (("one", one), ("two", two)):
+        np.testing.assert_allclose(run(tmp_path / f"{name}.onnx", x), module(x).detach().numpy(), atol=1e-5)
+
+
+def test_equal_contents_of_different_tensors_are_written_once(model: nn.ModuleDict, tmp_path: Path) -> None:
+    model["b"].load_state_dict(model["a"].state_dict())
+    with WeightFile(tmp_path / "weights.data") as weights:
+        weights.save(lowered(Two(model["a"], model["b"]), weight_names(model)), tmp_path / "one.onnx")
+    assert len(weights.placed) == 1
+
+
+def test_tensors_are_aligned_and_do_not_overlap(model: nn.ModuleDict, tmp_path: Path) -> None:
+    with WeightFile(tmp_path / "weights.data") as weights:
+        weights.save(lowered(Two(model["a"], model["b"]), {}), tmp_path / "one.onnx")
+    ends = 0
+    for place in weights.placed:
+        assert place.offset % ALIGNMENT == 0
+        assert place.offset >= ends
+        ends = place.offset + place.length
+    assert (tmp_path / "weights.data").stat().st_size == ends
+
+
+def test_a_large_tensor_starts_on_a_page(tmp_path: Path) -> None:
+    big = Two(nn.Linear(32, 8192), nn.Linear(8192, 48))
+    with WeightFile(tmp_path / "weights.data") as weights:
+        weights.save(lowered(big, weight_names(big)), tmp_path / "one.onnx")
+    assert all(place.offset % 4096 == 0 for place in weights.placed if place.length >= 2**20)
+    assert any(place.length >= 2**20 for place in weights.placed)
+
+
+def test_small_tensors_stay_in_the_graph(model: nn.ModuleDict, tmp_path: Path) -> None:
+    with WeightFile(tmp_path / "weights.data") as weights:
+        weights.save(lowered(Two(model["a"], model["b"]), weight_names(model)), tmp_path / "one.onnx")
+    initializers = ir.load(tmp_path / "one.onnx").graph.initializers
+    assert isinstance(initializers["a.weight.T"].const_value, ir.ExternalTensor)
+    assert not isinstance(initializers["a.bias"].const_value, ir.ExternalTensor)
+    assert (tmp_path / "one.onnx").stat().st_size < 4096
+
+
+def test_the_transpose_of_a_weight_is_found_by_name(model: nn.ModuleDict, tmp_path: Path) -> None:
+    with WeightFile(tmp_path / "weights.data") as weights:
+        weights.save(lowered(Two(model["a"], model["b"]), weight_names(model)), tmp_path / "one.onnx")
+    stored = ir.load(tmp_path / "one.onnx").graph.initializers["a.weight.T"].const_value
+    np.testing.assert_array_equal(stored.numpy(), model["a"].weight.detach().numpy().T)
+
+
+def test_a_graph_in_another_directory_is_refused(model: nn.ModuleDict, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    with WeightFile(tmp_path / "weights.data") as weights, pytest.raises(ExportError, match="another directory"):
+        weights.save(lowered(Two(model["a"], model["b"]), {}), tmp_path / "inner" / "one.onnx")
+
+
+def test_writing_again_gives_the_same_bytes(model: nn.ModuleDict, tmp_path: Path) -> None:
+    written = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        with WeightFile(tmp_path / name / "weights.data") as weights:
+            weights.save(lowered(Two(model["a"], model["b"]), weight_names(model)), tmp_path / name / "one.onnx")
+        written.append([path.read_bytes() for path in sorted((tmp_path / name).iterdir())])
+    assert written[0] == written[1]

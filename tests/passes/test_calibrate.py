@@ -1,0 +1,142 @@
+"""Calibration: what the dynamic form decided is counted truly, frozen soundly and compared fairly."""
+
+import pytest
+import torch
+from models import TOTAL, build, pictures
+from torch import Tensor
+from watcher import Watcher
+
+from tokcarve.passes import families
+from tokcarve.passes.calibrate import Agreement, Observed, agreement, frozen_counts, observe
+from tokcarve.passes.graph import TokenGraphs
+from tokcarve.passes.insert import RewriteResult, rewrite
+from tokcarve.passes.methods.flowcut import FlowCut, drop_count, entropy_ratio, shares
+from tokcarve.passes.methods.vtc_cls import VtcCls
+from tokcarve.passes.stage import Counts, Method
+
+
+@pytest.fixture(scope="module")
+def graphs() -> TokenGraphs:
+    return families.capture(build())
+
+
+def carved(graphs: TokenGraphs, method: Method, tokens: int = 8, counts: Counts | None = None) -> RewriteResult:
+    return rewrite(graphs, method.stages(graphs.geometry, tokens, counts))
+
+
+def seen(*counts: int, kept: tuple[int, ...] = (0,)) -> Observed:
+    return Observed(counts={f"vision.layers.{i}": count for i, count in enumerate(counts)}, kept=frozenset(kept))
+
+
+@pytest.mark.parametrize(
+    ("observed", "tokens", "frozen"),
+    [
+        ([seen(50, 30, 12)], 8, [50, 30, 12]),
+        ([seen(50, 30), seen(53, 34), seen(50, 32)], 8, [51, 32]),
+        ([seen(9, 8), seen(8, 8)], 8, [8, 8]),  # 8.5 goes to the even number
+        ([seen(40, 20), seen(20, 20)], 25, [30, 25]),  # never below the budget
+        ([seen(20, 40)], 8, [20, 20]),  # never rises with depth
+        ([seen()], 8, []),
+    ],
+)
+def test_frozen_counts(observed: list[Observed], tokens: int, frozen: list[int]) -> None:
+    assert list(frozen_counts(observed, tokens).values()) == frozen
+
+
+def by_hand(graphs: TokenGraphs, image: Tensor, tokens: int, cuts: tuple[int, ...]) -> tuple[dict[str, int], set[int]]:
+    """FlowCut on one image in plain loops: rows are really removed, layer by layer."""
+    hidden, alive = graphs.parts.patches(image), torch.arange(TOTAL)
+    average, counts = torch.empty(0), {}
+    last = graphs.geometry.vision.layers_used - 2
+    for i, block in enumerate(graphs.parts.vision_blocks[: last + 1]):
+        rows = block.normed(hidden)
+        query, key, value = (block.project(name, rows) for name in "qkv")
+        attention = torch.softmax(query[:, :, :1] @ key.transpose(-1, -2) * block.scale, dim=-1)[:, :, 0]
+        share, score = shares(attention, value)
+        average = score if i == 0 else (average + score) / 2
+        hidden = block(hidden)
+        if i not in cuts:
+            continue
+        n = len(alive)
+        ratio = entropy_ratio(share, torch.tensor([float(n)]))
+        left = tokens if i == last else max(tokens, n - int(drop_count(torch.tensor(n), tokens, last - i, ratio)))
+        keep = sorted(sorted(range(n), key=lambda j: (-float(average[0, j]), j))[:left])
+        alive, average = alive[keep], average[:, keep]
+        hidden = torch.cat([hidden[:, :1], hidden[:, 1:][:, keep]], dim=1)
+        if i != last:
+            counts[f"vision.layers.{i}"] = left
+    return counts, set(alive.tolist())
+
+
+@pytest.mark.parametrize(("interval", "cuts"), [(1, (0, 1, 2, 3)), (2, (1, 3))])
+def test_what_is_observed_is_what_a_plain_loop_counts(
+    graphs: TokenGraphs, interval: int, cuts: tuple[int, ...]
+) -> None:
+    pixels = pictures(6, seed=4)
+    found = observe(carved(graphs, FlowCut(form="exact", interval=interval)), pixels)
+    assert len(found) == 6
+    for image, pixel in zip(found, pixels, strict=True):
+        with torch.no_grad():
+            counts, kept = by_hand(graphs, pixel[None], 8, cuts)
+        assert image.counts == counts
+        assert image.kept == kept
+    assert len({image.kept for image in found}) == 6, "every image keeps something else"
+
+
+def test_observing_in_batches_or_one_by_one_is_the_same(graphs: TokenGraphs) -> None:
+    exact = carved(graphs, FlowCut(form="exact", interval=1))
+    pixels = pictures(4)
+    assert observe(exact, pixels) == [image for pixel in pixels for image in observe(exact, pixel[None])]
+
+
+def test_a_form_agrees_with_itself(graphs: TokenGraphs) -> None:
+    exact = carved(graphs, FlowCut(form="exact"))
+    batches = [pictures(3, seed=1), pictures(2, seed=2)]
+    fit = agreement(exact, ((pixels, observe(exact, pixels)) for pixels in batches))
+    assert fit == Agreement(images=5, identical=1.0, overlap=1.0)
+
+
+def test_agreement_by_hand(graphs: TokenGraphs) -> None:
+    frozen = carved(graphs, VtcCls(), tokens=4)
+    pixels = pictures(2)
+    with torch.no_grad():
+        first, second = frozen.graphs.vision(pixels)[1]["vision.layers.4"].tolist()
+    other = [i for i in range(TOTAL) if i not in second][:3]
+    expected = [seen(kept=tuple(first)), seen(kept=(second[0], *other))]
+    assert agreement(frozen, [(pixels, expected)]) == Agreement(images=2, identical=0.5, overlap=(1 + 1 / 4) / 2)
+
+
+def test_frozen_counts_make_a_static_form_close_to_the_dynamic_one(graphs: TokenGraphs) -> None:
+    method = FlowCut()
+    exact = carved(graphs, FlowCut(form="exact"), tokens=16)
+    learned = observe(exact, pictures(12, seed=1))
+    static = carved(graphs, method, tokens=16, counts=frozen_counts(learned, 16))
+    held_out = pictures(8, seed=2)
+    fit = agreement(static, [(held_out, observe(exact, held_out))])
+    wild = agreement(
+        carved(graphs, method, tokens=16, counts={"vision.layers.1": 16}), [(held_out, observe(exact, held_out))]
+    )
+    assert fit.images == 8
+    assert fit.overlap > 0.9
+    assert fit.overlap > wild.overlap
+
+
+def test_nothing_is_open_when_all_tokens_are_kept(graphs: TokenGraphs) -> None:
+    exact = carved(graphs, FlowCut(form="exact"), tokens=TOTAL)
+    pixels = pictures(2)
+    observed = observe(exact, pixels)
+    assert observed == [Observed(counts={}, kept=frozenset(range(TOTAL)))] * 2
+    assert frozen_counts(observed, TOTAL) == {}
+    assert agreement(exact, [(pixels, observed)]).identical == 1.0
+
+
+def test_masks_are_watched_where_they_are_made(graphs: TokenGraphs) -> None:
+    exact = carved(graphs, FlowCut(form="exact", interval=1))
+    watcher = Watcher(exact.graphs.vision)
+    pixels = pictures(2)
+    with torch.no_grad():
+        watcher.run(pixels)
+    for i, image in enumerate(observe(exact, pixels)):
+        assert image.counts == {
+            f"vision.layers.{n}": int(watcher.seen[f"select_alive_l{n}"][i].sum()) for n in range(3)
+        }
