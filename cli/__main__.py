@@ -2,6 +2,4 @@
 
 from tokcarve.cli.main import main
 
-__all__: list[str] = []
-
 main()

@@ -1,4 +1,4 @@
-"""`tokcarve compress`: a model and a budget into an artifact."""
+"""`tokcarve compress`: a model and a budget into an artifact; docs/json.md says what `--json` holds."""
 
 import json
 from pathlib import Path
@@ -33,10 +33,7 @@ def compress(
     copy_weights: Annotated[bool, typer.Option("--copy-weights", help="Put the base weights inside.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Rewrite a model to fewer visual tokens, calibrate it, and write an artifact.
-
-    --json: written (false with --dry-run), artifact (its directory), manifest (all of tokcarve.json).
-    """
+    """Rewrite a model to fewer visual tokens, calibrate it, and write an artifact."""
     flags: dict[str, Any] = {"keep": keep, "tokens": tokens, "samples": samples, "count": count}
     if recipe is not None:
         changed = {"--positions": positions != "renumbered", "--seed": seed != 0, "--param": param}
@@ -49,7 +46,7 @@ def compress(
     with progress_bars() as progress:
         if dry_run:
             plan = plan_recipe(wanted, out=out, force=force, progress=progress)
-            place, manifest = plan.out, plan.manifest
+            place, manifest = plan.out.absolute(), plan.manifest
         else:
             artifact = compress_recipe(wanted, out=out, force=force, copy_weights=copy_weights, progress=progress)
             place, manifest = artifact.directory, artifact.manifest

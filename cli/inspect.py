@@ -19,11 +19,7 @@ def inspect(
     artifact: Annotated[Path | None, typer.Argument(help="The last one written here unless told.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Show what was done to a model: its graph before and after, schedule, and token numbers.
-
-    --json: artifact, manifest (all of tokcarve.json), graphs {vision, language: {before, after: a list of name, part
-    (input, model or select), kind and shape ("B" for the batch, null where it depends on the prompt)}}.
-    """
+    """Show what was done to a model: its graph before and after, schedule, and token numbers."""
     from tokcarve.recipes.artifact import last, read_artifact
 
     found = read_artifact(artifact if artifact is not None else last())

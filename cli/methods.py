@@ -11,11 +11,7 @@ __all__ = ["methods"]
 
 
 def methods(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
-    """List the methods: where they cut, what they read and cost, where they come from.
-
-    --json: methods, a list of name, title, stage, text_aware, reads (taps), count, cost, source, licence (of the
-    reference code), parameters {name: default}.
-    """
+    """List the methods: where they cut, what they read and cost, where they come from."""
     from tokcarve.passes.methods import METHODS
     from tokcarve.recipes.schema import METHOD_RECIPES
 

@@ -33,6 +33,9 @@ __all__ = ["ExportResult", "GraphFile", "export_ort"]
 Progress = Callable[[str, int, int], None]
 _WEIGHTS = "weights.data"
 
+# golden samples, or one batch alone where a model has so many weights that each would take minutes
+_SAMPLES, _LARGE = 4, 500_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class GraphFile:
@@ -261,7 +264,8 @@ def _require(checks: list[verify.Check]) -> None:
 
 def _golden(source: _Source) -> Golden:
     batch, sizes = source.pruned.batch, source.pruned
-    count = batch * -(-4 // batch)
+    size = sum(weight.numel() for weight in source.model.parameters())
+    count = batch * (max(1, _SAMPLES // batch) if size < _LARGE else 1)
     samples, skipped = make_samples(source.carved, count=count, max_text=sizes.prompt - sizes.tokens)
     new = min(NEW_TOKENS, sizes.max_new)
     return Golden(

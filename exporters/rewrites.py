@@ -187,4 +187,5 @@ def scopes(node: ir.Node) -> list[str]:
 
 
 def selects(node: ir.Node) -> bool:
+    """Whether a node comes from a module that was put in to select tokens."""
     return any(part.startswith("select_") for scope in scopes(node)[:-1] for part in scope.split("."))

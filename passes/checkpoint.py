@@ -74,13 +74,14 @@ class WeightsIdentity:
 def resolve(name: str) -> Checkpoint:
     """The checkpoint that a local directory, an alias or a hub id (owner/name) stands for.
 
-    A directory wins over a hub id of the same spelling. Raises ModelError, with what to do next, for a name that is
-    neither, a hub that cannot be reached, and everything that `open_directory` refuses.
+    A directory wins over a hub id of the same spelling, and over an alias if it has a config.json. Raises ModelError,
+    with what to do next, for a name that is none of these, a hub that cannot be reached, and everything that
+    `open_directory` refuses.
     """
     local = os.path.expanduser(name)
-    if os.path.isdir(local):
+    if os.path.isdir(local) and (name not in ALIASES or os.path.isfile(os.path.join(local, "config.json"))):
         return open_directory(Path(local), name=name)
-    if os.path.isfile(local):
+    if os.path.isfile(local) and name not in ALIASES:
         raise ModelError(f"model {name!r} is a file; give the directory that holds its config.json")
     target = ALIASES.get(name, name)
     if target == "tiny":

@@ -60,9 +60,7 @@ def calibrate(
         observed.extend(observe(exact, pixels))
         if progress is not None:
             progress("calibrating", len(observed), len(samples))
-    # held-out images fill whole batches, so that they are read as they were observed
-    held = max(1, len(samples) // 4)
-    first = (len(samples) - held) // BATCH * BATCH
+    first = len(samples) - len(samples) // 4
     counts = frozen_counts(observed[:first], tokens)
     frozen = rewritten(graphs, method, tokens, counts)
     fit = agreement(frozen, _held_out(samples, checkpoint, observed, first))
@@ -89,9 +87,9 @@ def _held_out(
 ) -> Iterator[tuple[Tensor, list[Observed]]]:
     start = 0
     for pixels in pixel_batches(samples, checkpoint):
-        end = start + pixels.shape[0]
-        if start >= first:
-            yield pixels, observed[start:end]
+        end, begin = start + pixels.shape[0], max(start, first)
+        if begin < end:
+            yield pixels[begin - start :], observed[begin:end]
         start = end
 
 

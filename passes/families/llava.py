@@ -21,6 +21,7 @@ __all__ = ["MODEL", "empty", "geometry", "parts"]
 MODEL = LlavaForConditionalGeneration
 TOWERS = {"clip_vision_model": ("clip", 1), "siglip_vision_model": ("siglip", 0)}
 TEXTS = ("llama", "mistral", "qwen2")
+LENGTH_BOUND_ROPES = ("dynamic", "longrope")
 
 
 def geometry(config: Any) -> Geometry:
@@ -90,6 +91,12 @@ def _text(text: Any) -> TextGeometry:
         raise ModelError(
             f"language model {text.model_type!r} (config.json, 'text_config') has no adapter; supported: "
             f"{', '.join(TEXTS)}"
+        )
+    rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in LENGTH_BOUND_ROPES:
+        raise ModelError(
+            f"rope_type {rope!r} (config.json, 'text_config') changes with the length of the text, which a graph of "
+            "constant shape cannot; supported are default, linear, llama3 and yarn"
         )
     heads = text.num_attention_heads
     return TextGeometry(

@@ -14,6 +14,7 @@ from tokcarve.passes.checkpoint import (
     weights_identity,
 )
 from tokcarve.passes.errors import ModelError
+from tokcarve.tiny import checkpoint_dir
 
 
 def _refusal(name: Path | str) -> str:
@@ -49,6 +50,14 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     assert _refusal(tmp_path / "nope") == (
         f"model {str(tmp_path / 'nope')!r}: there is no such directory; give a directory with a config.json"
     )
+
+
+def test_an_alias_is_not_hidden_by_a_folder_without_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert resolve("tiny").path == checkpoint_dir()
+    write_checkpoint(tmp_path / "other").rename(tmp_path / "tiny")
+    assert resolve("tiny").path == tmp_path / "tiny"
 
 
 def test_a_file_is_no_directory(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""A recipe into an artifact: calibration recorded, runs repeatable, nothing read that is not needed."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from models import TOTAL, build, write
+
+import tokcarve
+from tokcarve.passes.errors import MethodError, SampleError
+from tokcarve.recipes.artifact import last, read_artifact
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    model = build("qwen2", "clip", vision_layers=5, text_layers=2)
+    return str(write(model, tmp_path_factory.mktemp("base") / "model"))
+
+
+def carve(base: str, place: Path, out: str = "artifact", **settings: object) -> Path:
+    with contextlib.chdir(place):
+        return tokcarve.compress(base, out=out, **settings).directory  # type: ignore[arg-type]
+
+
+def test_calibrated_counts_are_recorded_and_used(base: str, tmp_path: Path) -> None:
+    found = read_artifact(carve(base, tmp_path, method="flowcut", tokens=16, samples="scenes", count=9)).manifest
+    record = found.calibration
+    assert record is not None and record["count"] == 9 and record["agreement"]["images"] == 2
+    assert 0.0 <= record["agreement"]["identical"] <= 1.0
+    for site, count in record["counts"].items():
+        least, most = record["spread"][site]
+        assert least <= count <= most or count == 16
+    frozen = {entry.site: entry.keep for entry in found.schedule}
+    assert frozen == {site: n for site, n in record["counts"].items() if n < TOTAL} | {"vision.layers.2": 16}
+    assert [check.name for check in found.checks if check.passed][-1] == "captured vision graph equals the checkpoint"
+
+
+@pytest.mark.parametrize("count", [4, 5, 8])
+def test_small_sample_sets_leave_images_on_both_sides(base: str, tmp_path: Path, count: int) -> None:
+    place = carve(base, tmp_path, method="flowcut", tokens=16, samples="scenes", count=count)
+    record = read_artifact(place).manifest.calibration
+    assert record is not None and record["agreement"]["images"] == count // 4
+
+
+def test_too_few_samples_are_refused(base: str, tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match="holds 3 images; calibration needs 4 or more"):
+        carve(base, tmp_path, method="flowcut", tokens=16, samples="scenes", count=3)
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_samples_for_a_method_without_open_counts_are_refused(base: str, tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match="vtc_cls leaves nothing open to calibrate .*; leave --samples out"):
+        carve(base, tmp_path, method="vtc_cls", tokens=16, samples="scenes")
+
+
+def test_running_again_gives_the_same_bytes(base: str, tmp_path: Path) -> None:
+    settings = {"method": "flowcut", "tokens": 16, "samples": "scenes", "count": 8}
+    first, second = (carve(base, tmp_path, out=out, **settings) for out in ("a", "b"))
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
+    assert all((first / file).read_bytes() == (second / file).read_bytes() for file in files)
+
+
+def test_assumed_counts_are_said_to_be_assumed(base: str, tmp_path: Path) -> None:
+    found = read_artifact(carve(base, tmp_path, method="flowcut", tokens=16)).manifest
+    assert found.calibration is None
+    assert any("assumed, not calibrated" in line for line in found.not_checked)
+
+
+def test_a_mean_over_the_layers_is_the_count_that_enters(base: str, tmp_path: Path) -> None:
+    found = read_artifact(carve(base, tmp_path, method="vtc_cls", avg_tokens=16)).manifest
+    assert found.budget.asked == {"avg_tokens": 16} and found.budget.tokens == 16
+    assert found.numbers.tokens_mean == 16.0 and found.kv_rows == (16, 16)
+
+
+def test_the_last_artifact_is_remembered(base: str, tmp_path: Path) -> None:
+    carve(base, tmp_path, method="uniform", tokens=16)
+    with contextlib.chdir(tmp_path):
+        assert last() == Path("artifact")
