@@ -23,7 +23,7 @@ from tokcarve.passes.checkpoint import resolve
 from tokcarve.passes.families.load import read_model
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.stage import Method
-from tokcarve.recipes.calibration import calibrate
+from tokcarve.recipes.calibration import calibrate, calibration_samples
 from tokcarve.recipes.carve import method_of, rewritten
 from tokcarve.recipes.schema import Calibration
 from tokcarve.tiny import CORE, Sample, evaluation
@@ -149,7 +149,8 @@ def carved(graphs: TokenGraphs, model: object, method: Method, tokens: int, chec
     """`graphs` under `method`, its open counts calibrated on the calibration scenes."""
     dynamic, counts = method.dynamic(), None
     if dynamic is not None:
-        counts = calibrate(model, method, dynamic, tokens, Calibration(count=64), checkpoint).counts
+        samples = calibration_samples(Calibration(count=64))
+        counts = calibrate(model, method, dynamic, tokens, samples, checkpoint).counts
     return rewritten(graphs, method, tokens, counts).graphs
 
 

@@ -17,6 +17,7 @@ from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGener
 import tokcarve
 from tokcarve.exporters.device.profile import profile
 from tokcarve.exporters.export import export_ort
+from tokcarve.recipes.artifact import read_artifact
 
 METHODS = {
     "vtc_cls": {},
@@ -68,11 +69,12 @@ def write_checkpoint(directory: Path) -> None:
 
 def measure(checkpoint: Path, place: Path, method: str, options: argparse.Namespace) -> None:
     """Compress, export and profile one method, and print its row."""
-    params = METHODS[method]
-    artifact = tokcarve.compress(
-        str(checkpoint), method=method, tokens=options.tokens, params=params, out=place / method, force=True
-    )
-    export_ort(artifact.directory, max_text=options.max_text, max_new=16, force=True)
+    out = place / f"{method}-{options.tokens}-{options.max_text}"
+    if not (out / "export").is_dir():
+        params = METHODS[method]
+        tokcarve.compress(str(checkpoint), method=method, tokens=options.tokens, params=params, out=out, force=True)
+        export_ort(out, max_text=options.max_text, max_new=16)
+    artifact = read_artifact(out)
     found = profile(artifact.directory, artifact.manifest.schedule, repeats=options.repeats, warm_up=2)
     encoder, prefill, first = (found.stages[name] for name in ("encoder", "prefill", "first_token"))
     print(
@@ -91,7 +93,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--max-text", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=12)
-    parser.add_argument("--keep", type=Path, help="work in this directory and leave it there")
+    parser.add_argument("--keep", type=Path, help="work here, and use what an earlier run left here")
     parser.add_argument("methods", nargs="*", default=list(METHODS))
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:

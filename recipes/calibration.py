@@ -19,7 +19,7 @@ from tokcarve.recipes.carve import rewritten
 from tokcarve.recipes.manifest import CheckRecord
 from tokcarve.recipes.schema import Calibration
 
-__all__ = ["Calibrated", "calibrate", "pixel_batches"]
+__all__ = ["Calibrated", "calibrate", "calibration_samples", "pixel_batches"]
 
 BATCH = 4
 CAPTURE_TOLERANCE = 1e-4
@@ -39,18 +39,15 @@ def calibrate(
     method: Method,
     dynamic: Method,
     tokens: int,
-    asked: Calibration,
+    samples: SampleSet,
     checkpoint: Checkpoint,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Calibrated:
     """Freeze what `dynamic` decides per image into constant counts for `method`.
 
-    Three quarters of the samples calibrate, the last quarter is held out to measure the agreement. SampleError for a
-    set of fewer than four images, CheckError when the captured graph is not the checkpoint.
+    Three quarters of the samples calibrate, the last quarter is held out to measure the agreement. CheckError when the
+    captured graph is not the checkpoint.
     """
-    samples = open_samples(asked.samples, count=asked.count, seed=asked.seed)
-    if len(samples) < 4:
-        raise SampleError(f"sample set {asked.samples} holds {len(samples)} images; calibration needs 4 or more")
     graphs = families.capture(model)
     exact = rewritten(graphs, dynamic, tokens, None)
     observed: list[Observed] = []
@@ -76,6 +73,14 @@ def calibrate(
     }
     assert check is not None
     return Calibrated(counts=counts, record=record, checks=(check,))
+
+
+def calibration_samples(asked: Calibration) -> SampleSet:
+    """The sample set that was asked for; SampleError for one with fewer than four images."""
+    samples = open_samples(asked.samples, count=asked.count, seed=asked.seed)
+    if len(samples) < 4:
+        raise SampleError(f"sample set {asked.samples} holds {len(samples)} images; calibration needs 4 or more")
+    return samples
 
 
 def _spread(values: list[int]) -> list[int]:

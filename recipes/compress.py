@@ -22,7 +22,7 @@ from tokcarve.passes.insert import RewriteResult
 from tokcarve.passes.invariants import check_captured, check_carved
 from tokcarve.passes.stage import Method
 from tokcarve.recipes.artifact import Artifact, check_output, default_directory, remember, write_artifact
-from tokcarve.recipes.calibration import Calibrated, calibrate
+from tokcarve.recipes.calibration import Calibrated, calibrate, calibration_samples
 from tokcarve.recipes.carve import method_of, record, rewritten
 from tokcarve.recipes.files import dump_recipe, load_recipe
 from tokcarve.recipes.make import make_recipe
@@ -139,10 +139,12 @@ def _calibrated(
         raise MethodError(
             f"method {recipe.method.name} leaves nothing open to calibrate with these parameters; leave --samples out"
         )
-    if progress is not None:
-        progress("reading weights", 0, 1)
+    samples = calibration_samples(recipe.calibration)
+    tell: Progress = progress if progress is not None else lambda what, done, total: None
+    tell("reading weights", 0, 1)
     model = read_model(checkpoint.path)
-    return calibrate(model, method, dynamic, tokens, recipe.calibration, checkpoint, progress)
+    tell("reading weights", 1, 1)
+    return calibrate(model, method, dynamic, tokens, samples, checkpoint, tell)
 
 
 def _manifest(
