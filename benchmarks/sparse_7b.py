@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from shapes import llama_7b, llava
 
 import tokcarve
 from tokcarve.passes import families
@@ -22,33 +22,9 @@ from tokcarve.passes import families
 SHARD_BYTES = 5 * 10**9
 
 
-def config() -> LlavaConfig:
-    """The shapes of llava-hf/llava-1.5-7b-hf."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
-    text = LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        vocab_size=32064,
-        max_position_embeddings=4096,
-    )
-    found = LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000)
-    found.architectures = ["LlavaForConditionalGeneration"]
-    return found
-
-
 def write_sparse_checkpoint(directory: Path) -> int:
     """Headers for every tensor, holes for their bytes; returns the bytes a real checkpoint would hold."""
-    shape = config()
+    shape = llava(llama_7b(), 32000)
     shape.save_pretrained(directory)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     room = SHARD_BYTES

@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
+from shapes import llava, qwen2_half_billion
+from transformers import LlavaForConditionalGeneration
 
 import tokcarve
 from tokcarve.exporters.device.profile import profile
@@ -26,37 +27,10 @@ METHODS = {
 }
 
 
-def config() -> LlavaConfig:
-    """The shapes; 0.8 billion weights."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
-    text = Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=151936,
-        max_position_embeddings=32768,
-        tie_word_embeddings=True,
-        eos_token_id=151645,
-        pad_token_id=151643,
-    )
-    found = LlavaConfig(vision_config=vision, text_config=text, image_token_index=151646, tie_word_embeddings=True)
-    found.architectures = ["LlavaForConditionalGeneration"]
-    return found
-
-
 def write_checkpoint(directory: Path) -> None:
     """Random weights, seeded, wide enough that attention is not flat."""
     torch.manual_seed(0)
-    shape = config()
+    shape = llava(qwen2_half_billion(), 151646)
     model = LlavaForConditionalGeneration(shape).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -33,6 +33,19 @@ def even_positions(count: int, total: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
+def _facts(title: str) -> MethodFacts:
+    return MethodFacts(
+        title=title,
+        stage="after the last used vision layer",
+        text_aware=False,
+        reads=("tokens",),
+        count="exact",
+        cost="one gather",
+        source="control",
+        licence="none needed",
+    )
+
+
 def _fixed(geometry: Geometry, chosen: list[int]) -> tuple[Stage, ...]:
     members = set(chosen)
     marks = [1.0 if i in members else 0.0 for i in range(geometry.total)]
@@ -75,16 +88,7 @@ class Random(Method):
 
     seed: int = 0
 
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        title="random subset",
-        stage="after the last used vision layer",
-        text_aware=False,
-        reads=("tokens",),
-        count="exact",
-        cost="one gather",
-        source="control",
-        licence="none needed",
-    )
+    facts: ClassVar[MethodFacts] = _facts("random subset")
 
     def stages(self, geometry: Geometry, tokens: int, counts: Counts | None) -> tuple[Stage, ...]:
         """One cut before the connector."""
@@ -99,16 +103,7 @@ class Random(Method):
 class Uniform(Method):
     """Every token the same distance from the next."""
 
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        title="uniform grid",
-        stage="after the last used vision layer",
-        text_aware=False,
-        reads=("tokens",),
-        count="exact",
-        cost="one gather",
-        source="control",
-        licence="none needed",
-    )
+    facts: ClassVar[MethodFacts] = _facts("uniform grid")
 
     def stages(self, geometry: Geometry, tokens: int, counts: Counts | None) -> tuple[Stage, ...]:
         """One cut before the connector."""
