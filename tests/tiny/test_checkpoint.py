@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tokcarve.tiny import CORE, checkpoint_dir, evaluation
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tokcarve.tiny.check import Checkpoint, accuracy  # noqa: E402
@@ -19,10 +20,14 @@ LIMIT = 12_000_000
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
+def checkpoint() -> Iterator[Checkpoint]:
     if not (checkpoint_dir() / "model.safetensors").exists():
         pytest.skip("no checkpoint in this tree")
-    return Checkpoint(checkpoint_dir())
+    threads = torch.get_num_threads()
+    # One thread is the steadier choice for so small a model on a machine that does other work as well.
+    torch.set_num_threads(1)
+    yield Checkpoint(checkpoint_dir())
+    torch.set_num_threads(threads)
 
 
 def test_directory_is_small(checkpoint: Checkpoint) -> None:
@@ -54,7 +59,7 @@ def test_any_text_can_be_encoded(checkpoint: Checkpoint) -> None:
 
 
 def test_answers_are_better_than_chance(checkpoint: Checkpoint) -> None:
-    samples = [sample for sample in evaluation(64) if sample.family in CORE]
+    samples = [sample for sample in evaluation(24) if sample.family in CORE]
     figures = accuracy(checkpoint, samples)
     best = Counter(sample.family for sample in samples)
     assert len(best) == len(CORE)
