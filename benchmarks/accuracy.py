@@ -1,6 +1,6 @@
 """Accuracy of the bundled checkpoint on its evaluation scenes: method x visual tokens, controls beside.
 
-    python benchmarks/accuracy.py [--samples 1000] [--json accuracy.json]
+    python benchmarks/accuracy.py [--samples 1000] [--tokens 192 128 64 32] [--json accuracy.json]
 
 Accuracy is exact match of the greedy answer over existence, colour, shape, place and digit; "same" is the share of all
 answers that equal the unpruned model's. Random is the mean of three seeds.
@@ -122,6 +122,7 @@ def main() -> None:
     """Print one row per method and budget."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--tokens", type=int, nargs="+", default=BUDGETS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     checkpoint = resolve("tiny")
@@ -133,7 +134,7 @@ def main() -> None:
     full = answers(graphs, work, processor.tokenizer)
     rows = [{"method": "none", "tokens": graphs.geometry.total, "same": 1.0, **score(samples, full)}]
     show(rows[0], header=True)
-    for tokens in BUDGETS:
+    for tokens in options.tokens:
         for name, variants in METHODS.items():
             given = [
                 answers(carved(graphs, model, method_of(*variant), tokens, checkpoint), work, processor.tokenizer)
