@@ -1,14 +1,7 @@
 """Every input that cannot be served: one sentence on stderr, exit code 2, nothing written."""
 
-import functools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import models
@@ -279,30 +272,3 @@ def test_a_fault_of_ours_is_not_the_users(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.stderr.startswith("internal error: ZeroDivisionError: division by zero (a fault of tokcarve, not of")
     monkeypatch.setenv("TOKCARVE_DEBUG", "1")
     assert "Traceback" in CliRunner().invoke(app, ["compress", "tiny", *TINY_BUDGET]).stderr
-
-
-@pytest.fixture
-def running(checkpoint: Path, here: Path) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "tokcarve.cli", "compress", str(checkpoint), "--method", "flowcut", "--tokens"]
-    command += ["16", "--samples", "scenes", "--count", "5000", "-o", "out"]
-    # a test run in the background ignores Ctrl-C, and what it starts would inherit that
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
-    yield process
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-
-
-def test_ctrl_c_leaves_nothing(running: "subprocess.Popen[str]", here: Path) -> None:
-    deadline = time.monotonic() + 120
-    maps = Path(f"/proc/{running.pid}/maps")
-    # once torch is loaded the work itself is under way, for minutes
-    while "libtorch_cpu" not in maps.read_text() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(2)
-    os.kill(running.pid, signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130, errors
-    assert errors.strip().endswith("interrupted; nothing half-written is left")
-    assert list(here.iterdir()) == []
