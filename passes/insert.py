@@ -92,11 +92,6 @@ class _KeyMask(nn.Module):
         return mask[:, None, None, :]
 
 
-class _Index(nn.Module):
-    def forward(self, rows: Tensor, index: Tensor) -> Tensor:
-        return index
-
-
 def rewrite(graphs: TokenGraphs, stages: Sequence[Stage]) -> RewriteResult:
     """The graphs with every stage inserted in order; no stages leave them as they are.
 
