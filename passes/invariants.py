@@ -6,11 +6,11 @@ carved     each site has exactly the count its stage promised; no row count of t
 exported   no dimension of the graph is symbolic
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from tokcarve.passes.errors import InvariantError, TokcarveError
@@ -18,7 +18,7 @@ from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import StageRecord
 
-__all__ = ["check_captured", "check_carved", "check_static", "propagate_vision", "rows_after"]
+__all__ = ["check_captured", "check_carved", "propagate_vision", "rows_after"]
 
 
 def propagate_vision(graphs: TokenGraphs, batch: int = 2) -> tuple[Tensor, dict[str, Tensor]]:
@@ -107,12 +107,3 @@ def _every_node_has_a_shape(module: fx.GraphModule) -> None:
 def _expect(site: str, what: str, found: int, promised: int) -> None:
     if found != promised:
         raise InvariantError(f"{site}: {found} {what}, but the schedule promises {promised}")
-
-
-def check_static(module: fx.GraphModule) -> None:
-    """No symbolic dimension in any value of an exported graph; InvariantError names the node."""
-    concrete: Callable[[object], bool] = lambda size: isinstance(size, int)  # noqa: E731
-    for node in module.graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, FakeTensor) and not all(concrete(size) for size in value.shape):
-            raise InvariantError(f"node {node.name} has the shape {tuple(value.shape)}, which is not constant")
