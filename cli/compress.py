@@ -59,7 +59,7 @@ def compress(
 def recipe_from_flags(model: str | None, method: str | None, param: list[str], flags: dict[str, Any]) -> "Recipe":
     """The recipe that the flags describe; raises a TokcarveError naming the first flag that does not fit."""
     from tokcarve.recipes.make import make_recipe
-    from tokcarve.recipes.schema import METHOD_RECIPES
+    from tokcarve.recipes.method_recipes import METHOD_RECIPES
 
     if model is None:
         raise RecipeError("no model was named; give a directory, a hub id or an alias such as tiny, or a --recipe")
@@ -121,6 +121,8 @@ def _calibration(record: dict[str, Any] | None) -> str | None:
             f"; on {fit['images']} held-out images the static form keeps {fit['overlap']:.1%} of what the exact one "
             f"keeps, and the same set on {fit['identical']:.1%}"
         )
+    if "held_out_loss" in record:
+        text += f"; of what varies within a held-out image, the learned merge loses {record['held_out_loss']:.1%}"
     return text
 
 

@@ -31,7 +31,7 @@ def inspect(
     from tokcarve.recipes.carve import carve
 
     model = families.empty(read_config(base.path))
-    before, after = families.capture(model), carve(model, found.manifest).graphs
+    before, after = families.capture(model), carve(model, found).graphs
     graphs = {
         "vision": {"before": describe_vision(before), "after": describe_vision(after)},
         "language": {"before": describe_language(before), "after": describe_language(after)},

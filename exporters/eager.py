@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput
 
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.load import read_model
-from tokcarve.passes.graph import TokenGraphs
+from tokcarve.passes.graph import TokenGraphs, thread
 from tokcarve.recipes.artifact import read_artifact
 from tokcarve.recipes.carve import carve
 
@@ -135,15 +135,15 @@ class CarvedModel(nn.Module, GenerationMixin):
             return self._next(input_ids, past_key_values)
         if pixel_values is None:
             raise ExportError("pixel_values is missing; a carved model reads one image with every prompt")
-        features, kept = self.graphs.vision(pixel_values.to(self.dtype))
         geometry = self.graphs.geometry
         prompt = reduce_prompt(
             input_ids,
             attention_mask,
             image_token_id=geometry.image_token_id,
             total=geometry.total,
-            keep=features.shape[1],
+            keep=thread(self.graphs.vision).count,
         )
+        features, kept = self.graphs.see(pixel_values.to(self.dtype), prompt.input_ids, prompt.lengths)
         last = list(kept.values())[-1] if kept else None
         embeds, positions = self.graphs.embedding(prompt.input_ids, features, last)
         logits, keys, values = self.graphs.language(embeds, positions, prompt.lengths)
@@ -190,4 +190,4 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
     """
     artifact = read_artifact(Path(directory))
     base = read_model(artifact.open_base().path, dtype=dtype, device=device)
-    return CarvedModel(carve(base, artifact.manifest).graphs, base).eval()
+    return CarvedModel(carve(base, artifact).graphs, base).eval()

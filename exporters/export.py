@@ -141,7 +141,7 @@ def _check_request(artifact: Artifact, place: Path, *, batch: int, max_text: int
 
 def _load(artifact: Artifact, *, batch: int, max_text: int, max_new: int) -> _Source:
     model = read_model(artifact.open_base().path)
-    carved, plain = carve(model, artifact.manifest).graphs, families.capture(model)
+    carved, plain = carve(model, artifact).graphs, families.capture(model)
     tokens, total = artifact.manifest.budget.tokens, artifact.manifest.budget.total
     return _Source(
         model=model,

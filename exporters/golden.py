@@ -66,15 +66,19 @@ def make_samples(graphs: TokenGraphs, *, count: int, max_text: int, seed: int = 
     samples, skipped = [], 0
     for i in range(count):
         pixels = _picture(graphs.geometry, generator)
+        text = _text(graphs.geometry, max(1, max_text * (i + 1) // count), generator)
         for _ in range(_ATTEMPTS):
-            if _stable(graphs, pixels, generator):
+            sample = _sample(pixels, text)
+            if _stable(graphs, sample, generator):
                 break
             pixels, skipped = _picture(graphs.geometry, generator), skipped + 1
-        length = max(1, max_text * (i + 1) // count)
-        text = _text(graphs.geometry, length, generator)
-        split = min(3, length // 2)
-        samples.append(Sample(pixel_values=pixels, before=tuple(text[:split]), after=tuple(text[split:])))
+        samples.append(_sample(pixels, text))
     return tuple(samples), skipped
+
+
+def _sample(pixels: Tensor, text: list[int]) -> Sample:
+    split = min(3, len(text) // 2)
+    return Sample(pixel_values=pixels, before=tuple(text[:split]), after=tuple(text[split:]))
 
 
 def _picture(geometry: Geometry, generator: torch.Generator) -> Tensor:
@@ -91,21 +95,27 @@ def _text(geometry: Geometry, length: int, generator: torch.Generator) -> list[i
     return [token for token in drawn if token not in special][:length]
 
 
-def _stable(graphs: TokenGraphs, pixels: Tensor, generator: torch.Generator) -> bool:
+def _stable(graphs: TokenGraphs, sample: Sample, generator: torch.Generator) -> bool:
+    pixels = sample.pixel_values
     nudged = pixels + _NUDGE * torch.randn(pixels.shape, generator=generator)
+    prompt = _prompt(graphs, sample, 1)
     with torch.no_grad():
-        kept, again = graphs.vision(pixels)[1], graphs.vision(nudged)[1]
+        kept, again = graphs.see(pixels, *prompt)[1], graphs.see(nudged, *prompt)[1]
     return all(torch.equal(kept[site], again[site]) for site in kept)
+
+
+def _prompt(graphs: TokenGraphs, sample: Sample, tokens: int) -> tuple[Tensor, Tensor]:
+    ids = torch.tensor([sample.ids(graphs.geometry.image_token_id, tokens)])
+    return ids, torch.tensor([ids.shape[1]])
 
 
 def reference(graphs: TokenGraphs, sample: Sample, new: int) -> Reference:
     """What `graphs` make of one sample in torch: no padding, growing caches, nothing shared with the exported form."""
     geometry = graphs.geometry
     with torch.no_grad():
-        features, by_site = graphs.vision(sample.pixel_values)
+        features, by_site = graphs.see(sample.pixel_values, *_prompt(graphs, sample, 1))
         kept = final_kept(by_site, 1, geometry.total)
-        ids = torch.tensor([sample.ids(geometry.image_token_id, features.shape[1])])
-        length = torch.tensor([ids.shape[1]])
+        ids, length = _prompt(graphs, sample, features.shape[1])
         embeds, positions = graphs.embedding(ids, features, kept)
         logits, keys, values = graphs.language(embeds, positions, length)
         rows = [logits[0, -1]]

@@ -56,8 +56,8 @@ class _Vision(nn.Module):
         self.vision = graphs.vision
         self.total = graphs.geometry.total
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        features, kept = self.vision(pixel_values)
+    def forward(self, pixel_values: Tensor, *prompt: Tensor) -> tuple[Tensor, Tensor]:
+        features, kept = self.vision(pixel_values, *prompt)
         # clone: an index that is also a constant or an input of the graph cannot be its output
         return features, final_kept(kept, pixel_values.shape[0], self.total).clone()
 
@@ -150,17 +150,24 @@ def face_graphs(graphs: TokenGraphs, sizes: Shapes) -> dict[str, FaceGraph]:
 
 def _vision(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
     side = graphs.geometry.vision.image_size
+    inputs: tuple[Tensor, ...] = (torch.zeros(sizes.batch, 3, side, side),)
+    names: tuple[str, ...] = ("pixel_values",)
+    if graphs.reads_text:
+        inputs += (_prompt(graphs, sizes), torch.full((sizes.batch,), sizes.prompt))
+        names += ("input_ids", "prompt_lengths")
     return FaceGraph(
-        module=_Vision(graphs),
-        inputs=(torch.zeros(sizes.batch, 3, side, side),),
-        input_names=("pixel_values",),
-        output_names=("image_features", "kept_indices"),
+        module=_Vision(graphs), inputs=inputs, input_names=names, output_names=("image_features", "kept_indices")
     )
 
 
-def _embedding(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
+def _prompt(graphs: TokenGraphs, sizes: Shapes) -> Tensor:
     ids = torch.full((sizes.batch, sizes.prompt), graphs.geometry.pad_token_id, dtype=torch.int64)
     ids[:, : sizes.tokens] = graphs.geometry.image_token_id
+    return ids
+
+
+def _embedding(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
+    ids = _prompt(graphs, sizes)
     inputs: tuple[Tensor, ...] = (ids, torch.zeros(sizes.batch, sizes.tokens, graphs.geometry.text.hidden))
     names: tuple[str, ...] = ("input_ids", "image_features")
     if graphs.embedding.total is not None:

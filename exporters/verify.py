@@ -97,7 +97,7 @@ def _answer(pipeline: Pipeline, samples: Sequence[Sample], new: int) -> list[_An
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt
     lengths = np.array([len(prompt) for prompt in prompts], np.int64)
-    seen = pipeline.vision(torch.cat([sample.pixel_values for sample in samples]).numpy())
+    seen = pipeline.vision(torch.cat([sample.pixel_values for sample in samples]).numpy(), ids, lengths)
     first = pipeline.prefill(pipeline.embed(ids, seen), lengths)
     cache, latest = pipeline.cache(first), greedy(first["logits"])
     said = [latest]

@@ -51,6 +51,10 @@ class WeightFile:
     ) -> None:
         self._file.close()
 
+    def flush(self) -> None:
+        """Make what was written readable by others."""
+        self._file.flush()
+
     def save(self, model: ir.Model, path: Path) -> int:
         """Write `model` to `path` and its large initializers to the weight file; the size of the graph file in bytes.
 

@@ -11,7 +11,18 @@ from torch import Tensor, nn
 
 from tokcarve.passes.errors import ModelError
 
-__all__ = ["Embedding", "PatchEmbedding", "Rotary", "TextBlock", "VisionBlock", "causal_mask", "decode_mask"]
+__all__ = [
+    "Attend",
+    "Embedding",
+    "Feed",
+    "PatchEmbedding",
+    "ResizedPatches",
+    "Rotary",
+    "TextBlock",
+    "VisionBlock",
+    "causal_mask",
+    "decode_mask",
+]
 
 
 class PatchEmbedding(nn.Module):
@@ -27,8 +38,44 @@ class PatchEmbedding(nn.Module):
         return rows
 
 
+class ResizedPatches(nn.Module):
+    """The patches of an image made smaller first: rows [batch, prefix + h * w, hidden] of a grid (h, w).
+
+    Pixels shrink by an antialiased bilinear filter, position embeddings by the checkpoint's own interpolation.
+    """
+
+    down: Tensor
+    across: Tensor
+
+    def __init__(self, patches: PatchEmbedding, grid: tuple[int, int], *, patch: int, side: int) -> None:
+        super().__init__()
+        self.patches = patches
+        self.register_buffer("down", _shrink(grid[0] * patch, side), persistent=False)
+        self.register_buffer("across", _shrink(grid[1] * patch, side).T.contiguous(), persistent=False)
+
+    def forward(self, pixel_values: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch rows hidden"]:
+        down, across = self.down.to(pixel_values.device), self.across.to(pixel_values.device)
+        small = (down @ pixel_values.float() @ across).to(pixel_values.dtype)
+        rows: Tensor = self.patches.norm(self.patches.embeddings(small, interpolate_pos_encoding=True))
+        return rows
+
+
+def _shrink(short: int, side: int) -> Tensor:
+    """[short, side]: what each of `short` pixels takes from a line of `side`; every row sums to 1."""
+    # every column of the identity is a line; a picture one pixel wide would be shrunk wrongly by torch 2.13
+    lines = torch.eye(side)[None, None]
+    made = torch.nn.functional.interpolate(
+        lines, size=(short, side), mode="bilinear", align_corners=False, antialias=True
+    )
+    return made[0, 0].contiguous()
+
+
 class VisionBlock(nn.Module):
-    """One encoder layer; `mask` [batch, 1, 1, rows] is True where a row may be attended (None: everywhere)."""
+    """One encoder layer.
+
+    `mask` [batch, 1, 1, rows] is True where a row may be attended, or a number added to the logits of attention (None:
+    every row alike).
+    """
 
     def __init__(self, layer: nn.Module, *, heads: int, scale: float) -> None:
         super().__init__()
@@ -40,6 +87,17 @@ class VisionBlock(nn.Module):
         out: Tensor = self.layer(hidden, attention_mask=mask)
         return out
 
+    def attend(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The first half of the layer: `hidden` plus attention over it, same shape."""
+        added, _ = self.layer.get_submodule("self_attn")(self.normed(hidden), attention_mask=mask)
+        out: Tensor = hidden + added
+        return out
+
+    def feed(self, hidden: Tensor) -> Tensor:
+        """The second half: `hidden` plus its MLP, same shape."""
+        out: Tensor = hidden + self.layer.get_submodule("mlp")(self.layer.get_submodule("layer_norm2")(hidden))
+        return out
+
     def normed(self, hidden: Tensor) -> Tensor:
         """The rows as this block's attention sees them, same shape."""
         rows: Tensor = self.layer.get_submodule("layer_norm1")(hidden)
@@ -49,6 +107,28 @@ class VisionBlock(nn.Module):
         """`rows` [batch, n, hidden] through the block's q, k or v projection -> [batch, heads, n, head_dim]."""
         out: Tensor = self.layer.get_submodule(f"self_attn.{which}_proj")(rows)
         return out.view(*out.shape[:-1], self.heads, -1).transpose(1, 2)
+
+
+class Attend(nn.Module):
+    """The attention half of a block as a leaf of its own; same signature as the block."""
+
+    def __init__(self, block: VisionBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden: Float[Tensor, "batch rows hidden"], mask: Tensor | None = None) -> Tensor:
+        return self.block.attend(hidden, mask)
+
+
+class Feed(nn.Module):
+    """The MLP half of a block as a leaf of its own."""
+
+    def __init__(self, block: VisionBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden: Float[Tensor, "batch rows hidden"]) -> Tensor:
+        return self.block.feed(hidden)
 
 
 class _OneLayerCache:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import RewriteResult
 
-__all__ = ["Agreement", "Observed", "agreement", "frozen_counts", "observe"]
+__all__ = ["Agreement", "Observed", "agreement", "frozen_counts", "observe", "tokens_at"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,28 @@ class _Watcher(fx.Interpreter):
         if n.op == "call_module" and str(n.target).startswith("select_alive_"):
             self.alive[str(n.target).removeprefix("select_alive_l")] = value
         return value
+
+
+class _Listener(fx.Interpreter):
+    """Runs a graph and keeps what one site gives."""
+
+    def __init__(self, module: fx.GraphModule, site: str) -> None:
+        super().__init__(module)
+        self.site, self.rows = site, torch.empty(0)
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        if n.meta.get("site") == self.site:
+            self.rows = value
+        return value
+
+
+@torch.no_grad()
+def tokens_at(graphs: TokenGraphs, site: str, pixel_values: Tensor) -> Tensor:
+    """The tokens float32 [batch, n, hidden] that leave `site` of a vision graph, without prefix rows."""
+    listener = _Listener(graphs.vision, site)
+    listener.run(pixel_values)
+    return listener.rows[:, graphs.geometry.vision.prefix if site.startswith("vision.") else 0 :].float()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["LOWEST", "alive_after", "merge", "order", "take", "top_in_order"]
+__all__ = ["LOWEST", "alive_after", "best", "merge", "one_hot", "order", "sorting", "take", "top_in_order", "top_mask"]
 
 LOWEST = torch.finfo(torch.float32).min / 2  # of a living token; a dead one lies below every living one
 _DEAD = 2 * LOWEST
@@ -43,6 +43,26 @@ def top_in_order(
     return tokens - torch.topk(key, keep, dim=1).values
 
 
+def top_mask(score: Float[Tensor, "batch tokens"], keep: int) -> Bool[Tensor, "batch tokens"]:
+    """True for the `keep` highest scores, exactly as many, the lower index first among equals."""
+    if keep == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    score = _sane(score, None)
+    return _first_of_equals(score, torch.topk(score, keep, dim=1).values[:, -1:], keep)
+
+
+def best(score: Float[Tensor, "*batch tokens"]) -> Int[Tensor, "*batch"]:
+    """The index of the highest score, the lowest index among equals, in every runtime."""
+    top = score.amax(dim=-1, keepdim=True)
+    order = torch.arange(score.shape[-1], device=score.device).float()
+    return torch.where(score >= top, order, score.shape[-1] - 1.0).amin(dim=-1).long()
+
+
+def one_hot(index: Int[Tensor, "*batch"], count: int) -> Float[Tensor, "*batch {count}"]:
+    """1.0 at `index` of `count` places, 0.0 elsewhere."""
+    return (index.unsqueeze(-1) == torch.arange(count, device=index.device)).float()
+
+
 def alive_after(
     score: Float[Tensor, "batch tokens"], count: Int[Tensor, " batch"], alive: Bool[Tensor, "batch tokens"]
 ) -> Bool[Tensor, "batch tokens"]:
@@ -60,10 +80,28 @@ def take(rows: Tensor, index: Int[Tensor, "batch keep"], prefix: int = 0) -> Ten
     return torch.cat([rows[:, :prefix], kept], dim=1) if prefix else kept
 
 
-def merge(rows: Tensor, weights: Float[Tensor, "batch keep n"], prefix: int = 0) -> Tensor:
-    """`weights` times the rows [batch, prefix + n, hidden] after the prefix, accumulated in float32."""
-    merged = (weights @ rows[:, prefix:].float()).to(rows.dtype)
+def merge(
+    rows: Tensor,
+    weights: Float[Tensor, "_ keep m"],
+    prefix: int = 0,
+    *,
+    sources: Int[Tensor, "batch m"] | None = None,
+    index: Int[Tensor, "batch keep"] | None = None,
+    own: Float[Tensor, "batch keep"] | None = None,
+) -> Tensor:
+    """`weights` times the rows [batch, prefix + n, hidden] at `sources` (default: all n after the prefix), plus `own`
+    times the rows at `index`; sums in float32, the prefix rows first and untouched."""
+    patches = rows[:, prefix:].float()
+    merged = weights @ (patches if sources is None else take(patches, sources))
+    if index is not None and own is not None:
+        merged = merged + own.unsqueeze(-1) * take(patches, index)
+    merged = merged.to(rows.dtype)
     return torch.cat([rows[:, :prefix], merged], dim=1) if prefix else merged
+
+
+def sorting(index: Int[Tensor, "batch n"], total: int) -> Int[Tensor, "batch n"]:
+    """The permutation that brings unique numbers of -1..total-1 into rising order."""
+    return torch.topk(total - index, index.shape[1], dim=1).indices
 
 
 def order(score: Float[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:

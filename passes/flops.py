@@ -15,6 +15,7 @@ LLaVA-1.5-7B, 576 visual and 64 text rows: 8.50, 3.82 and 2.99 trillion.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Protocol, runtime_checkable
 
 from tokcarve.passes.geometry import Geometry, TextGeometry, VisionGeometry
@@ -48,11 +49,13 @@ class Cut(Protocol):
 class Rows:
     """How many rows each part computes for one image.
 
-    vision: entering each vision layer that runs, [CLS] included; connector: entering the projector; text: entering
-    each language layer in prefill, text rows included; text_only: how many of those are not visual.
+    vision: entering each vision layer that runs, [CLS] included; feed: entering its MLP; connector: entering the
+    projector; text: entering each language layer in prefill, text rows included; text_only: how many of those are not
+    visual.
     """
 
     vision: tuple[int, ...]
+    feed: tuple[int, ...]
     connector: int
     text: tuple[int, ...]
     text_only: int
@@ -79,21 +82,24 @@ def rows_of(geometry: Geometry, schedule: Sequence[Cut], text_rows: int) -> Rows
     A "mask" leaves its rows in the tensor, so nothing behind it gets cheaper until tokens are removed.
     """
     removed = {cut.site: cut.keep for cut in schedule if cut.how != "mask"}
-    tokens, vision, text = geometry.total, [], []
+    tokens, vision, feed, text = removed.get("pixels", geometry.total), [], [], []
     for layer in range(geometry.vision.layers_used):
         vision.append(geometry.vision.prefix + tokens)
+        tokens = removed.get(f"vision.layers.{layer}.attention", tokens)
+        feed.append(geometry.vision.prefix + tokens)
         tokens = removed.get(f"vision.layers.{layer}", tokens)
     connector = tokens
     tokens = removed.get("connector", tokens)
     for layer in range(geometry.text.layers):
         text.append(text_rows + tokens)
         tokens = removed.get(f"language.layers.{layer}", tokens)
-    return Rows(vision=tuple(vision), connector=connector, text=tuple(text), text_only=text_rows)
+    return Rows(vision=tuple(vision), feed=tuple(feed), connector=connector, text=tuple(text), text_only=text_rows)
 
 
 def count_flops(geometry: Geometry, rows: Rows, batch: int = 1) -> Flops:
     """FLOPs of `batch` images whose parts see `rows`."""
-    encoder = _patch_macs(geometry) + sum(_vision_layer_macs(geometry.vision, count) for count in rows.vision)
+    patches = (rows.vision[0] - geometry.vision.prefix) * _patch_macs(geometry)
+    encoder = patches + sum(map(_vision_layer_macs, repeat(geometry.vision), rows.vision, rows.feed))
     connector = rows.connector * _connector_macs(geometry)
     text = geometry.text
     prefill = sum(_text_layer_macs(text, count, count) for count in rows.text) + text.hidden * text.vocab
@@ -147,16 +153,16 @@ def _patches(vision: VisionGeometry) -> int:
 
 
 def _patch_macs(geometry: Geometry) -> int:
-    vision = geometry.vision
-    return _patches(vision) * 3 * vision.patch_size**2 * vision.hidden
+    return 3 * geometry.vision.patch_size**2 * geometry.vision.hidden
 
 
 def _vision_layer_weights(vision: VisionGeometry) -> int:
     return 4 * vision.hidden * vision.heads * vision.head_dim + 2 * vision.hidden * vision.mlp
 
 
-def _vision_layer_macs(vision: VisionGeometry, rows: int) -> int:
-    return rows * _vision_layer_weights(vision) + 2 * rows * rows * vision.heads * vision.head_dim
+def _vision_layer_macs(vision: VisionGeometry, rows: int, feed: int) -> int:
+    width = vision.heads * vision.head_dim
+    return 4 * rows * vision.hidden * width + 2 * rows * rows * width + 2 * feed * vision.hidden * vision.mlp
 
 
 def _connector_macs(geometry: Geometry) -> int:

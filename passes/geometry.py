@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Geometry", "TextGeometry", "VisionGeometry"]
+__all__ = ["Geometry", "TextGeometry", "VisionGeometry", "centres", "even_positions", "lattice"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionGeometry:
-    """The vision tower. Sizes in pixels, widths in channels, `grid` in patches (rows, columns)."""
+    """The vision tower. Sizes in pixels, widths in channels, `grid` in patches (rows, columns).
+
+    mean, std: what pixels in 0..1 were normalised with, per channel, as towers of this kind are trained.
+    """
 
     kind: Literal["clip", "siglip"]
     image_size: int
@@ -21,6 +24,8 @@ class VisionGeometry:
     layers: int
     layers_used: int  # the features leave after this many layers; later ones are never run
     prefix: int  # rows before the first patch: 1 with a [CLS] token, 0 without
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,3 +54,19 @@ class Geometry:
     image_token_id: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
+
+
+def lattice(count: int, rows: int, columns: int) -> tuple[int, int] | None:
+    """The most square (h, w) with h * w == count, h <= rows, w <= columns; None where there is none."""
+    fits = [(h, count // h) for h in range(1, rows + 1) if count % h == 0 and count // h <= columns]
+    return min(fits, key=lambda hw: abs(hw[0] / rows - hw[1] / columns)) if fits else None
+
+
+def even_positions(count: int, total: int) -> list[int]:
+    """`count` places spread evenly over 0..total-1, strictly rising, half a step from either end."""
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def centres(cells: tuple[int, int], grid: tuple[int, int]) -> list[int]:
+    """The patch of `grid` in the middle of each of (h, w) `cells`, in raster order."""
+    return [r * grid[1] + c for r in even_positions(cells[0], grid[0]) for c in even_positions(cells[1], grid[1])]

@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from tokcarve.passes.blocks import Embedding, PatchEmbedding, Rotary, TextBlock, VisionBlock, causal_mask, decode_mask
+from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 
-__all__ = ["Parts", "Thread", "TokenGraphs", "capture", "clone", "drop_prefix", "node_at", "thread"]
+__all__ = ["Parts", "Thread", "TokenGraphs", "capture", "clone", "drop_prefix", "input_node", "node_at", "thread"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Parts:
 
     patches: PatchEmbedding
     vision_blocks: tuple[VisionBlock, ...]
+    vision_next: VisionBlock | None  # the layer behind the last one used, which never runs
     connector: nn.Module
     embed_tokens: nn.Module
     text_blocks: tuple[TextBlock, ...]
@@ -39,12 +41,14 @@ class Thread:
     """What runs beside the tokens through one graph, as node names.
 
     index: original token ids [batch, n] of the tokens at this point; carry: a method's own tensors [batch, n, ...];
-    alive: bool [batch, n], present while tokens are masked instead of removed; count: n.
+    alive: bool [batch, n], present while tokens are masked instead of removed; count: n; biased: whether attention
+    counts the tokens by their size.
     """
 
     count: int
     index: str | None = None
     alive: str | None = None
+    biased: bool = False
     carry: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -52,7 +56,8 @@ class Thread:
 class TokenGraphs:
     """One model as graphs that share its weights.
 
-    vision(pixel_values) -> (image_features [batch, keep, hidden], {site: kept ids int64 [batch, keep]})
+    vision(pixel_values) -> (image_features [batch, keep, hidden], {site: kept ids int64 [batch, keep]}); a method that
+        reads the text makes it vision(pixel_values, input_ids, prompt_lengths), see `reads_text`
     language(inputs_embeds, position_ids, prompt_lengths) -> (logits [batch, rows, vocab], [keys], [values])
     decode(input_ids, position_ids, prompt_lengths, step, past_keys, past_values, capacity) -> logits and new rows
     embedding(input_ids, image_features, kept) -> (inputs_embeds, position_ids)
@@ -64,6 +69,23 @@ class TokenGraphs:
     language: fx.GraphModule
     decode: fx.GraphModule
     embedding: Embedding
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the vision graph takes the prompt: right-padded ids int64 [batch, rows], real rows int64 [batch]."""
+        return len(_inputs(self.vision)) > 1
+
+    def see(
+        self, pixel_values: Tensor, input_ids: Tensor | None = None, prompt_lengths: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The vision graph on what it takes of these: any number of image tokens may stand in the prompt."""
+        if not self.reads_text:
+            features, kept = self.vision(pixel_values)
+            return features, kept
+        if input_ids is None or prompt_lengths is None:
+            raise MethodError("this method reads the question, so pixels alone are not enough; give the prompt too")
+        features, kept = self.vision(pixel_values, input_ids, prompt_lengths)
+        return features, kept
 
 
 def drop_prefix(hidden: Tensor, prefix: int) -> Tensor:
@@ -85,7 +107,9 @@ def capture(parts: Parts, geometry: Geometry) -> TokenGraphs:
 
 def _vision_graph(parts: Parts, geometry: Geometry) -> fx.GraphModule:
     graph = fx.Graph()
-    hidden = graph.call_module("embeddings", (graph.placeholder("pixel_values"),))
+    pixels = graph.placeholder("pixel_values")
+    pixels.meta["site"] = "pixels"
+    hidden = graph.call_module("embeddings", (pixels,))
     modules: dict[str, Any] = {"embeddings": parts.patches, "connector": parts.connector}
     for i, block in enumerate(parts.vision_blocks):
         modules[f"layers.{i}"] = block
@@ -164,6 +188,21 @@ def thread(module: fx.GraphModule) -> Thread:
     found = module.meta["thread"]
     assert isinstance(found, Thread)
     return found
+
+
+def input_node(module: fx.GraphModule, name: str) -> Node:
+    """The input of that name; made, behind the others, where the graph does not take it yet."""
+    inputs = _inputs(module)
+    for node in inputs:
+        if node.target == name:
+            return node
+    with module.graph.inserting_after(inputs[-1]):
+        made: Node = module.graph.placeholder(name)
+    return made
+
+
+def _inputs(module: fx.GraphModule) -> list[Node]:
+    return [node for node in module.graph.nodes if node.op == "placeholder"]
 
 
 def node_at(module: fx.GraphModule, name: str) -> Node:

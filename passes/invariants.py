@@ -14,7 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from tokcarve.passes.errors import InvariantError, TokcarveError
-from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import StageRecord
 
@@ -28,8 +27,10 @@ def propagate_vision(graphs: TokenGraphs, batch: int = 2) -> tuple[Tensor, dict[
     dtype = next((p.dtype for p in graphs.vision.parameters()), torch.float32)
     with mode:
         pixels = torch.empty(batch, 3, vision.image_size, vision.image_size, dtype=dtype, device=_device(graphs))
+        ids = torch.empty(batch, graphs.geometry.total + 1, dtype=torch.int64, device=_device(graphs))
+    inputs = (pixels, ids, ids[:, 0]) if graphs.reads_text else (pixels,)
     with torch.no_grad():
-        features, kept = _Shapes(graphs.vision, mode).propagate_dont_convert_inputs(pixels)
+        features, kept = _Shapes(graphs.vision, mode).propagate_dont_convert_inputs(*inputs)
     return features, kept
 
 
@@ -55,13 +56,13 @@ def _device(graphs: TokenGraphs) -> torch.device:
 
 
 def rows_after(graphs: TokenGraphs, schedule: Sequence[StageRecord]) -> dict[str, int]:
-    """Visual tokens that leave each vision site, by the schedule: {site: count}."""
+    """Visual tokens that leave each site of the vision graph, by the schedule: {site: count}, in order."""
     alive, rows = graphs.geometry.total, {}
     keeps = {record.site: record.keep for record in schedule if record.how != "mask"}
-    for i in range(graphs.geometry.vision.layers_used):
-        alive = keeps.get(f"vision.layers.{i}", alive)
-        rows[f"vision.layers.{i}"] = alive
-    rows["connector"] = keeps.get("connector", alive)
+    for node in graphs.vision.graph.nodes:
+        if "site" in node.meta:
+            alive = keeps.get(node.meta["site"], alive)
+            rows[node.meta["site"]] = alive
     return rows
 
 
@@ -84,18 +85,12 @@ def check_carved(graphs: TokenGraphs, schedule: Sequence[StageRecord]) -> None:
             _expect(record.site, "kept indices", 0 if ids is None else ids.shape[1], record.keep)
             if ids is not None and ids.dtype != torch.int64:
                 raise InvariantError(f"{record.site}: kept indices are {ids.dtype}, not int64")
+    before = graphs.geometry.total
     for node in graphs.vision.graph.nodes:
-        if node.meta.get("site") in rows:
-            _check_block(node, rows, graphs.geometry)
-
-
-def _check_block(node: fx.Node, rows: dict[str, int], geometry: Geometry) -> None:
-    site = node.meta["site"]
-    if not site.startswith("vision."):
-        return
-    layer = int(site.rsplit(".", 1)[1])
-    before = geometry.total if layer == 0 else rows[f"vision.layers.{layer - 1}"]
-    _expect(site, "rows", node.meta["val"].shape[1], before + geometry.vision.prefix)
+        site = node.meta.get("site", "")
+        if site.startswith("vision."):
+            _expect(site, "rows", node.meta["val"].shape[1], before + graphs.geometry.vision.prefix)
+        before = rows.get(site, before)
 
 
 def _every_node_has_a_shape(module: fx.GraphModule) -> None:

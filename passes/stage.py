@@ -2,21 +2,32 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from tokcarve.passes.geometry import Geometry
 
-__all__ = ["Carry", "Counts", "How", "Method", "MethodFacts", "Outcome", "Rule", "Signals", "Stage"]
+__all__ = ["Carry", "Fit", "Frozen", "How", "Method", "MethodFacts", "Outcome", "Rule", "Signals", "Stage"]
 
-How = Literal["observe", "choose", "mask", "merge"]
+How = Literal["observe", "choose", "mask", "merge", "resize"]
 Signals = dict[str, Tensor]
 Carry = dict[str, Tensor]
 Outcome = dict[str, Tensor]
 Rule = Callable[[Signals, Carry], Outcome]
-Counts = Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """What calibration fixed: counts {site: keep}, and a method's own tensors by name."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def _nothing(signals: Signals, carry: Carry) -> Outcome:
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +35,28 @@ class Stage:
     """One place where tokens are scored and possibly reduced.
 
     `rule(signals, carry)` is a pure function. signals holds the taps named in `reads` (and "alive", bool
-    [batch, n], while tokens are masked); carry holds what earlier rules of this method returned under the names in
-    `carries`, already cut to the tokens of this site. The outcome holds every name in `carries`, [batch, n, ...], and
+    [batch, n], while tokens are masked); carry holds what the rule before it handed on, cut to the tokens of this
+    site. The outcome holds every name in `carries`, [batch, n, ...], and
       observe  nothing else: no token is dropped here
       choose   "score" [batch, n], higher means keep: the `keep` best stay, in image order
       mask     "score" and "count" int64 [batch]: the rest stay in the tensor but are attended to no more
-      merge    "weights" [batch, keep, n] and "index" int64 [batch, keep], the token each result stands for; carries
-               must already have the new length
+      merge    "index" int64 [batch, keep], the token each result stands for, "weights" [batch, keep, m] and perhaps
+               "sources" int64 [batch, m], the tokens they weigh (default: all n), and "own" [batch, keep], the weight
+               of the token itself (default 0); carries must already have the new length
+      resize   nothing: the image is made smaller before it enters, at the site "pixels", to the patches of `grid`
+    With `biases`, a merge also gives "bias" [batch, keep], added to the attention logits of its results from here on.
+    With `takes_cls`, the [CLS] row takes part in a merge as token -1, the first of its `n`, and is no prefix after it.
     """
 
     site: str
     reads: tuple[str, ...] = ()
-    rule: Rule
+    rule: Rule = _nothing
     how: How
     keep: int
     carries: tuple[str, ...] = ()
+    biases: bool = False
+    takes_cls: bool = False
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +73,41 @@ class MethodFacts:
     licence: str
 
 
+class Fit(ABC):
+    """What a method learns from samples: fed the tokens that leave `site`, batch by batch, then solved once.
+
+    Memory must not grow with the number of samples.
+    """
+
+    site: str
+
+    @abstractmethod
+    def add(self, tokens: Tensor) -> None:
+        """Takes tokens float32 [batch, n, hidden] of the unpruned model in."""
+
+    @abstractmethod
+    def solve(self) -> dict[str, Tensor]:
+        """The tensors to freeze, by name."""
+
+    @abstractmethod
+    def loss(self, tensors: Mapping[str, Tensor], tokens: Tensor) -> float:
+        """What freezing costs on held-out tokens [batch, n, hidden]: 0 is nothing, 1 as much as if all tokens of an
+        image were its mean token."""
+
+
 class Method(ABC):
     """A published way of reducing visual tokens: a frozen dataclass of hyper-parameters and a plan."""
 
     facts: ClassVar[MethodFacts]
 
     @abstractmethod
-    def stages(self, geometry: Geometry, tokens: int, counts: Counts | None) -> tuple[Stage, ...]:
-        """The stages that leave exactly `tokens` visual tokens; `counts` {site: keep} is what calibration froze."""
+    def stages(self, geometry: Geometry, tokens: int, frozen: Frozen | None) -> tuple[Stage, ...]:
+        """The stages that leave exactly `tokens` visual tokens; `frozen` is what calibration fixed, if it ran."""
 
     def dynamic(self) -> "Method | None":
         """The per-image form whose counts calibration measures; None for a method that leaves no count open."""
+        return None
+
+    def fit(self, geometry: Geometry, tokens: int) -> Fit | None:
+        """What learns this method's tensors from samples; None for a method without any."""
         return None

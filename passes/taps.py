@@ -1,56 +1,89 @@
 """Taps: what a method may read, each computed beside the block from the block's own weights.
 
 A tap projects from the block's input and only the rows that were asked for, so the block keeps its fused attention;
-after lowering, the shared projections are merged with the block's own.
+after lowering, the shared projections are merged with the block's own. Everything is float32. `mask` is the block's
+own (see VisionBlock): a tap sees the attention that the block computes.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tokcarve.passes.blocks import VisionBlock
 
-__all__ = ["TAPS", "ClsAttention", "Tokens", "Values", "needs_cls"]
+__all__ = ["TAPS", "Attention", "ClsAttention", "ClsQuery", "Keys", "Tap", "Text", "Tokens", "Values", "needs_cls"]
 
 
-class ClsAttention(nn.Module):
-    """Attention probabilities of the [CLS] row of one block: float32 [batch, heads, 1 + tokens], sums to 1.
+def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return torch.softmax(logits, dim=-1)
+    if mask.dtype == torch.bool:
+        return torch.softmax(torch.where(mask, logits, torch.finfo(torch.float32).min), dim=-1)
+    return torch.softmax(logits + mask.float(), dim=-1)
 
-    `alive` [batch, tokens] removes dead tokens from the softmax (None: all are alive).
-    """
 
+class _OfBlock(nn.Module):
     def __init__(self, block: VisionBlock) -> None:
         super().__init__()
         self.block = block
 
+
+class ClsAttention(_OfBlock):
+    """Attention probabilities of the [CLS] row of one block: [batch, heads, 1 + tokens], sums to 1."""
+
     def forward(
-        self, hidden: Float[Tensor, "batch rows hidden"], alive: Bool[Tensor, "batch tokens"] | None = None
+        self, hidden: Float[Tensor, "batch rows hidden"], mask: Tensor | None = None
     ) -> Float[Tensor, "batch heads rows"]:
         rows = self.block.normed(hidden)
         query = self.block.project("q", rows[:, :1]).float()
         key = self.block.project("k", rows).float()
-        logits = (query * self.block.scale) @ key.transpose(-1, -2)
-        if alive is not None:
-            everyone = torch.cat([torch.ones_like(alive[:, :1]), alive], dim=1)
-            logits = torch.where(everyone[:, None, None], logits, torch.finfo(torch.float32).min)
-        return torch.softmax(logits, dim=-1).squeeze(2)
+        return _softmax((query * self.block.scale) @ key.transpose(-1, -2), mask).squeeze(2)
 
 
-class Values(nn.Module):
-    """Value vectors of one block, every row including [CLS]: float32 [batch, heads, prefix + tokens, head_dim]."""
-
-    def __init__(self, block: VisionBlock) -> None:
-        super().__init__()
-        self.block = block
+class Attention(_OfBlock):
+    """The attention map of one block, mean over heads: [batch, rows, rows], every row sums to 1."""
 
     def forward(
-        self, hidden: Float[Tensor, "batch rows hidden"], alive: Tensor | None = None
+        self, hidden: Float[Tensor, "batch rows hidden"], mask: Tensor | None = None
+    ) -> Float[Tensor, "batch rows rows2"]:
+        rows = self.block.normed(hidden)
+        query = self.block.project("q", rows).float()
+        key = self.block.project("k", rows).float()
+        return _softmax((query * self.block.scale) @ key.transpose(-1, -2), mask).mean(dim=1)
+
+
+class Keys(_OfBlock):
+    """Key vectors of one block before scaling, every row: [batch, heads, prefix + tokens, head_dim]."""
+
+    def forward(
+        self, hidden: Float[Tensor, "batch rows hidden"], mask: Tensor | None = None
+    ) -> Float[Tensor, "batch heads rows dim"]:
+        return self.block.project("k", self.block.normed(hidden)).float()
+
+
+class Values(_OfBlock):
+    """Value vectors of one block, every row: [batch, heads, prefix + tokens, head_dim]."""
+
+    def forward(
+        self, hidden: Float[Tensor, "batch rows hidden"], mask: Tensor | None = None
     ) -> Float[Tensor, "batch heads rows dim"]:
         return self.block.project("v", self.block.normed(hidden)).float()
 
 
+class ClsQuery(_OfBlock):
+    """The query vector of the [CLS] row of one block before scaling: [batch, heads, 1, head_dim]."""
+
+    def forward(
+        self, hidden: Float[Tensor, "batch rows hidden"], mask: Tensor | None = None
+    ) -> Float[Tensor, "batch heads 1 dim"]:
+        return self.block.project("q", self.block.normed(hidden[:, :1])).float()
+
+
 class Tokens(nn.Module):
-    """The tokens themselves as they leave the site, without prefix rows: float32 [batch, tokens, hidden]."""
+    """The tokens themselves as they leave the site, without prefix rows: [batch, tokens, hidden]."""
 
     def __init__(self, prefix: int) -> None:
         super().__init__()
@@ -60,10 +93,57 @@ class Tokens(nn.Module):
         return hidden[:, self.prefix :].float()
 
 
-# a tap that reads a block is built from the block; "tokens" reads the site's output
-TAPS: dict[str, type[nn.Module]] = {"cls_attention": ClsAttention, "values": Values, "tokens": Tokens}
+class Text(nn.Module):
+    """Mean input embedding of the question: [batch, hidden].
+
+    The question is the text behind the image, or all text of a prompt that ends with the image; padding is left out.
+    """
+
+    def __init__(self, embed_tokens: nn.Module, image_token_id: int) -> None:
+        super().__init__()
+        self.embed_tokens = embed_tokens
+        self.image_token_id = image_token_id
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch rows"], prompt_lengths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch hidden"]:
+        order = torch.arange(input_ids.shape[1], device=input_ids.device).float()
+        image, length = input_ids == self.image_token_id, prompt_lengths.unsqueeze(1).float()
+        last = torch.where(image, order, -1.0).amax(dim=1, keepdim=True)
+        behind = (order > last) | (last >= length - 1)
+        asked = (behind & ~image & (order < length)).float().unsqueeze(-1)
+        rows = self.embed_tokens(torch.where(image, 0, input_ids)).float()
+        mean: Tensor = (rows * asked).sum(dim=1) / asked.sum(dim=1).clamp_min(1)
+        return mean
+
+
+@dataclass(frozen=True)
+class Tap:
+    """How a tap is reached.
+
+    source: "site" reads the rows that leave the site; "block" the site's own layer, from its input; "next" the layer
+    behind the site, which need not run; "pixels" is the graph's input itself; "prompt" makes the graph take the prompt
+    as two further inputs.
+    """
+
+    source: Literal["site", "block", "next", "pixels", "prompt"]
+    made_of: type[nn.Module]
+    cls: bool = False
+
+
+TAPS: dict[str, Tap] = {
+    "tokens": Tap("site", Tokens),
+    "cls_attention": Tap("block", ClsAttention, cls=True),
+    "attention": Tap("block", Attention),
+    "keys": Tap("block", Keys),
+    "values": Tap("block", Values),
+    "next_keys": Tap("next", Keys),
+    "next_cls_query": Tap("next", ClsQuery, cls=True),
+    "pixels": Tap("pixels", nn.Identity),
+    "text": Tap("prompt", Text),
+}
 
 
 def needs_cls(reads: tuple[str, ...]) -> bool:
     """Whether a method with these taps can only serve a tower that has a [CLS] token."""
-    return "cls_attention" in reads
+    return any(TAPS[tap].cls for tap in reads)

@@ -1,6 +1,7 @@
 """The artifact: the directory that `compress` writes and that everything later reads.
 
     tokcarve.json   the manifest      recipe.yaml   what was asked for, complete
+    modules.safetensors   tensors that calibration gave the method, where it has any
     processor/      tokenizer and image processor files of the checkpoint
     model/          the base weights, only with copied weights
     export/<face>/  what `export` adds
@@ -9,6 +10,7 @@ It is written beside its place and renamed, so that an interruption leaves the o
 """
 
 import contextlib
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 MANIFEST = "tokcarve.json"
-_RECIPE, _PROCESSOR, _MODEL = "recipe.yaml", "processor", "model"
+_RECIPE, _PROCESSOR, _MODEL, _MODULES = "recipe.yaml", "processor", "model", "modules.safetensors"
 _LAST = Path(".tokcarve") / "last"
 _PROCESSOR_FILES = (
     "added_tokens.json",
@@ -63,6 +65,16 @@ class Artifact:
     def processor(self) -> Path:
         """The directory of the tokenizer and image processor files."""
         return self.directory / _PROCESSOR
+
+    def tensors(self) -> bytes | None:
+        """What modules.safetensors holds, None for a method without tensors; ArtifactError where it is not that."""
+        if self.manifest.modules is None:
+            return None
+        path = self.directory / _MODULES
+        found = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(found).hexdigest() != self.manifest.modules:
+            raise ArtifactError(f"{path} is not what {MANIFEST} beside it records; run `tokcarve compress` again")
+        return found
 
     def open_base(self) -> Checkpoint:
         """The checkpoint it was made from, wherever that is now.
@@ -115,15 +127,19 @@ def write_artifact(
     *,
     force: bool = False,
     copy_weights: bool = False,
+    modules: bytes | None = None,
 ) -> Artifact:
     """Write all of an artifact at once; the manifest is sealed here.
 
-    `copy_weights` puts the checkpoint's own files inside. Raises ArtifactError for what `check_output` refuses and for
-    a disk that is full or cannot be written; then nothing is left behind and an older artifact is untouched.
+    `modules` becomes modules.safetensors. `copy_weights` puts the checkpoint's own files inside. Raises ArtifactError
+    for what `check_output` refuses and for a disk that is full or cannot be written; then nothing is left behind and an
+    older artifact is untouched.
     """
     check_output(directory, force=force)
     if copy_weights:
         manifest = manifest.model_copy(update={"model": manifest.model.model_copy(update={"path": _MODEL})})
+    if modules is not None:
+        manifest = manifest.model_copy(update={"modules": hashlib.sha256(modules).hexdigest()})
     manifest = seal(manifest)
     place = Path(os.path.realpath(directory))
     with replace_directory(place) as work:
@@ -131,6 +147,8 @@ def write_artifact(
         if copy_weights:
             shards = tuple(shard.name for shard in checkpoint.shards)
             _copy_files(checkpoint.path, work / _MODEL, (*_MODEL_FILES, *shards))
+        if modules is not None:
+            write_file(work / _MODULES, modules)
         write_file(work / _RECIPE, recipe_yaml)
         write_file(work / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return read_artifact(place)

@@ -50,9 +50,9 @@ def replace_directory(place: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write UTF-8 text with newlines as they are."""
-    path.write_text(text, encoding="utf-8", newline="\n")
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write bytes, or UTF-8 text with newlines as they are."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 from tokcarve.passes import families
-from tokcarve.passes.calibrate import Observed, agreement, frozen_counts, observe
+from tokcarve.passes.calibrate import Observed, agreement, frozen_counts, observe, tokens_at
 from tokcarve.passes.checkpoint import Checkpoint
-from tokcarve.passes.errors import CheckError, ModelError, SampleError
+from tokcarve.passes.errors import CheckError, MethodError, ModelError, SampleError
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.samples import SampleSet, open_samples
-from tokcarve.passes.stage import Method
+from tokcarve.passes.stage import Fit, Frozen, Method
 from tokcarve.recipes.carve import rewritten
 from tokcarve.recipes.manifest import CheckRecord
 from tokcarve.recipes.schema import Calibration
@@ -27,9 +27,9 @@ CAPTURE_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """counts {site: keep}, the record for the manifest, and the checks made on the way."""
+    """What was fixed, the record of it for the manifest, and the checks made on the way."""
 
-    counts: dict[str, int]
+    frozen: Frozen
     record: dict[str, Any]
     checks: tuple[CheckRecord, ...]
 
@@ -37,42 +37,85 @@ class Calibrated:
 def calibrate(
     model: Any,
     method: Method,
-    dynamic: Method,
     tokens: int,
     samples: SampleSet,
     checkpoint: Checkpoint,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Calibrated:
-    """Freeze what `dynamic` decides per image into constant counts for `method`.
+    """Freeze what `method` decides per image, or learns from samples, into constants.
 
-    Three quarters of the samples calibrate, the last quarter is held out to measure the agreement. CheckError when the
-    captured graph is not the checkpoint.
+    Three quarters of the samples calibrate, the last quarter is held out to measure what freezing costs. CheckError
+    when the captured graph is not the checkpoint, MethodError for a method that leaves nothing open.
     """
     graphs = families.capture(model)
-    exact = rewritten(graphs, dynamic, tokens, None)
-    observed: list[Observed] = []
-    check: CheckRecord | None = None
-    for pixels in pixel_batches(samples, checkpoint):
-        check = check or _check_capture(model, graphs, pixels)
-        observed.extend(observe(exact, pixels))
-        if progress is not None:
-            progress("calibrating", len(observed), len(samples))
-    first = len(samples) - len(samples) // 4
-    counts = frozen_counts(observed[:first], tokens)
-    frozen = rewritten(graphs, method, tokens, counts)
-    fit = agreement(frozen, _held_out(samples, checkpoint, observed, first))
-    record = {
+    tell = progress if progress is not None else lambda what, done, total: None
+    work = _Work(graphs, tokens, samples, checkpoint, tell)
+    check = _check_capture(model, graphs, next(pixel_batches(samples, checkpoint)))
+    dynamic, fit = method.dynamic(), method.fit(graphs.geometry, tokens)
+    if fit is not None:
+        frozen, record = _fitted(work, fit)
+    elif dynamic is not None:
+        frozen, record = _counted(work, method, dynamic)
+    else:
+        raise MethodError(f"{method.facts.title} leaves nothing open to calibrate with these parameters")
+    about = {
         "samples": samples.source,
         "sha256": samples.sha256,
         "count": len(samples),
         "seed": samples.seed,
         "skipped": list(samples.skipped),
-        "counts": counts,
-        "spread": {site: _spread([image.counts[site] for image in observed[:first]]) for site in counts},
-        "agreement": asdict(fit),
     }
-    assert check is not None
-    return Calibrated(counts=counts, record=record, checks=(check,))
+    return Calibrated(frozen=frozen, record=about | record, checks=(check,))
+
+
+@dataclass(frozen=True)
+class _Work:
+    graphs: TokenGraphs
+    tokens: int
+    samples: SampleSet
+    checkpoint: Checkpoint
+    tell: Callable[[str, int, int], None]
+
+    @property
+    def first(self) -> int:
+        """The first sample that is held out."""
+        return len(self.samples) - len(self.samples) // 4
+
+    def batches(self) -> Iterator[tuple[Tensor, int]]:
+        """Pixels and how many samples came before, telling of progress."""
+        done = 0
+        for pixels in pixel_batches(self.samples, self.checkpoint):
+            yield pixels, done
+            done += pixels.shape[0]
+            self.tell("calibrating", done, len(self.samples))
+
+
+def _counted(work: _Work, method: Method, dynamic: Method) -> tuple[Frozen, dict[str, Any]]:
+    exact = rewritten(work.graphs, dynamic, work.tokens, None)
+    observed: list[Observed] = []
+    for pixels, _ in work.batches():
+        observed.extend(observe(exact, pixels))
+    first = work.first
+    counts = frozen_counts(observed[:first], work.tokens)
+    fixed = Frozen(counts=counts)
+    carved = rewritten(work.graphs, method, work.tokens, fixed)
+    fit = agreement(carved, _held_out(work.samples, work.checkpoint, observed, first))
+    spread = {site: _spread([image.counts[site] for image in observed[:first]]) for site in counts}
+    return fixed, {"counts": counts, "spread": spread, "agreement": asdict(fit)}
+
+
+def _fitted(work: _Work, fit: Fit) -> tuple[Frozen, dict[str, Any]]:
+    held: list[Tensor] = []
+    for pixels, done in work.batches():
+        learning = pixels[: max(0, work.first - done)]
+        if learning.shape[0]:
+            fit.add(tokens_at(work.graphs, fit.site, learning))
+        held.append(pixels[learning.shape[0] :])
+    tensors = fit.solve()
+    rows = [tokens_at(work.graphs, fit.site, pixels) for pixels in held if pixels.shape[0]]
+    loss = fit.loss(tensors, torch.cat(rows))
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    return Frozen(tensors=tensors), {"tensors": shapes, "held_out_loss": loss}
 
 
 def calibration_samples(asked: Calibration) -> SampleSet:

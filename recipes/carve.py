@@ -1,8 +1,10 @@
-"""A manifest's schedule applied to a model again: what load, export and inspect start from."""
+"""An artifact's schedule applied to a model again: what load, export and inspect start from."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+
+from safetensors.torch import load as load_tensors
 
 from tokcarve.passes import families
 from tokcarve.passes.blocks import Embedding
@@ -11,10 +13,11 @@ from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import RewriteResult, StageRecord, rewrite
 from tokcarve.passes.methods import METHODS
-from tokcarve.passes.stage import Counts, Method
-from tokcarve.recipes.artifact import Manifest
+from tokcarve.passes.stage import Frozen, Method, Stage
+from tokcarve.passes.taps import needs_cls
+from tokcarve.recipes.artifact import Artifact
 
-__all__ = ["carve", "method_of", "record", "rewritten"]
+__all__ = ["carve", "method_of", "planned", "record", "rewritten"]
 
 
 def method_of(name: str, params: dict[str, Any]) -> Method:
@@ -27,31 +30,56 @@ def method_of(name: str, params: dict[str, Any]) -> Method:
         raise MethodError(f"method {name} does not take these parameters ({', '.join(params)}): {error}") from error
 
 
+def planned(
+    method: Method, geometry: Geometry, tokens: int, frozen: Frozen | None, positions: str
+) -> tuple[Stage, ...]:
+    """The stages of `method`; MethodError where they do not fit the tower, the count or the position policy."""
+    stages = method.stages(geometry, tokens, frozen)
+    title = method.facts.title
+    if not geometry.vision.prefix and any(needs_cls(stage.reads) for stage in stages):
+        serving = [name for name, other in METHODS.items() if not needs_cls(other.facts.reads)]
+        raise MethodError(
+            f"{title} reads the [CLS] row, and this {geometry.vision.kind} tower has no [CLS] token; methods that "
+            f"work here are {', '.join(serving)}"
+        )
+    if positions == "original" and any(stage.takes_cls for stage in stages):
+        raise MethodError(
+            f"{title} also sends the [CLS] row, which has no place in the image, so its tokens cannot keep original "
+            "positions; choose positions renumbered"
+        )
+    return stages
+
+
 def rewritten(
-    graphs: TokenGraphs, method: Method, tokens: int, counts: Counts | None, positions: str = "renumbered"
+    graphs: TokenGraphs, method: Method, tokens: int, frozen: Frozen | None, positions: str = "renumbered"
 ) -> RewriteResult:
     """`graphs` carved by `method` down to `tokens`, with the embedding that the position policy asks for."""
-    result = rewrite(graphs, method.stages(graphs.geometry, tokens, counts))
+    geometry: Geometry = graphs.geometry
+    result = rewrite(graphs, planned(method, geometry, tokens, frozen, positions))
     if positions == "renumbered":
         return result
-    geometry: Geometry = graphs.geometry
     embedding = Embedding(graphs.parts.embed_tokens, geometry.image_token_id, total=geometry.total)
     return replace(result, graphs=replace(result.graphs, embedding=embedding))
 
 
-def carve(model: Any, manifest: Manifest) -> RewriteResult:
-    """The graphs of `model` (weights or meta device) under the manifest's schedule.
+def carve(model: Any, artifact: Artifact) -> RewriteResult:
+    """The graphs of `model` (weights or meta device) as `artifact` records them.
 
     ArtifactError when this version of tokcarve would plan another schedule than the manifest records.
     """
+    manifest = artifact.manifest
     method = method_of(manifest.method.name, dict(manifest.method.params))
-    counts = {stage.site: stage.keep for stage in manifest.schedule}
-    result = rewritten(families.capture(model), method, manifest.budget.tokens, counts, manifest.positions)
-    planned = [(s.site, s.total, s.keep, s.how) for s in result.schedule]
+    stored = artifact.tensors()
+    frozen = Frozen(
+        counts={stage.site: stage.keep for stage in manifest.schedule},
+        tensors={} if stored is None else load_tensors(stored),
+    )
+    result = rewritten(families.capture(model), method, manifest.budget.tokens, frozen, manifest.positions)
+    made = [(s.site, s.total, s.keep, s.how) for s in result.schedule]
     recorded = [(s.site, s.total, s.keep, s.how) for s in manifest.schedule]
-    if planned != recorded:
+    if made != recorded:
         raise ArtifactError(
-            f"the artifact records {_spell(recorded)}, and this version plans {_spell(planned)}; run compress again"
+            f"the artifact records {_spell(recorded)}, and this version plans {_spell(made)}; run compress again"
         )
     return result
 

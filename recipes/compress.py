@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
+
 from tokcarve.passes import families
 from tokcarve.passes.checkpoint import Checkpoint, resolve, weights_identity
 from tokcarve.passes.errors import MethodError
@@ -23,7 +25,7 @@ from tokcarve.passes.invariants import check_captured, check_carved
 from tokcarve.passes.stage import Method
 from tokcarve.recipes.artifact import Artifact, check_output, default_directory, remember, write_artifact
 from tokcarve.recipes.calibration import Calibrated, calibrate, calibration_samples
-from tokcarve.recipes.carve import method_of, record, rewritten
+from tokcarve.recipes.carve import method_of, planned, record, rewritten
 from tokcarve.recipes.files import dump_recipe, load_recipe
 from tokcarve.recipes.make import make_recipe
 from tokcarve.recipes.manifest import (
@@ -45,12 +47,14 @@ _PACKAGES = ("tokcarve", "torch", "transformers", "numpy", "pillow", "tokenizers
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What compress would write, and where: the manifest (not sealed), the carved graphs and the output directory."""
+    """What compress would write, and where: the manifest (not sealed), the carved graphs, the output directory, and
+    the method's own tensors as a safetensors file (None where it has none)."""
 
     checkpoint: Checkpoint
     manifest: Manifest
     graphs: TokenGraphs
     out: Path
+    modules: bytes | None = None
 
 
 def compress(
@@ -101,7 +105,13 @@ def compress_recipe(
     recipe = load_recipe(recipe) if isinstance(recipe, Path) else recipe
     plan = plan_recipe(recipe, out=out, force=force, progress=progress)
     artifact = write_artifact(
-        plan.out, plan.manifest, dump_recipe(recipe), plan.checkpoint, force=force, copy_weights=copy_weights
+        plan.out,
+        plan.manifest,
+        dump_recipe(recipe),
+        plan.checkpoint,
+        force=force,
+        copy_weights=copy_weights,
+        modules=plan.modules,
     )
     remember(artifact.directory)
     return artifact
@@ -118,33 +128,52 @@ def plan_recipe(
     place = out if out is not None else default_directory(checkpoint, recipe.method.name, tokens)
     check_output(place, force=force)
     method = method_of(recipe.method.name, recipe.method.parameters)
-    method.stages(geometry, tokens, None)
+    _check_plan(recipe, method, geometry, tokens)
     calibrated = _calibrated(recipe, method, checkpoint, tokens, progress)
     graphs = families.capture(families.empty(config))
     check_captured(graphs)
-    counts = None if calibrated is None else calibrated.counts
-    result = rewritten(graphs, method, tokens, counts, recipe.positions)
+    frozen = None if calibrated is None else calibrated.frozen
+    result = rewritten(graphs, method, tokens, frozen, recipe.positions)
     check_carved(result.graphs, result.schedule)
     manifest = _manifest(recipe, checkpoint, geometry, tokens, result, calibrated)
-    return Plan(checkpoint=checkpoint, manifest=manifest, graphs=result.graphs, out=place)
+    tensors = {} if frozen is None else dict(frozen.tensors)
+    return Plan(
+        checkpoint=checkpoint,
+        manifest=manifest,
+        graphs=result.graphs,
+        out=place,
+        modules=save(tensors) if tensors else None,
+    )
+
+
+def _check_plan(recipe: Recipe, method: Method, geometry: Geometry, tokens: int) -> None:
+    """Refuses before anything is read what cannot be planned, and samples that are missing or for nothing."""
+    learns = tokens < geometry.total and method.fit(geometry, tokens) is not None
+    if learns and recipe.calibration is None:
+        raise MethodError(
+            f"method {recipe.method.name} learns its merge from samples; pass --samples (the bundled scenes, a folder "
+            "of images, or a JSONL file)"
+        )
+    if not learns:
+        planned(method, geometry, tokens, None, recipe.positions)
+        if recipe.calibration is not None and method.dynamic() is None:
+            raise MethodError(
+                f"method {recipe.method.name} leaves nothing open to calibrate with these parameters; "
+                "leave --samples out"
+            )
 
 
 def _calibrated(
     recipe: Recipe, method: Method, checkpoint: Checkpoint, tokens: int, progress: Progress | None
 ) -> Calibrated | None:
-    dynamic = method.dynamic()
     if recipe.calibration is None:
         return None
-    if dynamic is None:
-        raise MethodError(
-            f"method {recipe.method.name} leaves nothing open to calibrate with these parameters; leave --samples out"
-        )
     samples = calibration_samples(recipe.calibration)
     tell: Progress = progress if progress is not None else lambda what, done, total: None
     tell("reading weights", 0, 1)
     model = read_model(checkpoint.path)
     tell("reading weights", 1, 1)
-    return calibrate(model, method, dynamic, tokens, samples, checkpoint, tell)
+    return calibrate(model, method, tokens, samples, checkpoint, tell)
 
 
 def _manifest(

@@ -66,7 +66,7 @@ class StageEntry(_Closed):
     site: str
     total: int
     keep: int
-    how: Literal["choose", "mask", "merge"]
+    how: Literal["choose", "mask", "merge", "resize"]
 
 
 class Numbers(_Closed):
@@ -88,7 +88,8 @@ class CheckRecord(_Closed):
 
 
 class Manifest(_Closed):
-    """The whole of tokcarve.json; `kv_rows` counts visual rows per language layer, `digest` covers everything else."""
+    """The whole of tokcarve.json; `kv_rows` counts visual rows per language layer, `modules` is the SHA-256 of
+    modules.safetensors where the method has tensors of its own, `digest` covers everything else."""
 
     format: Literal[1] = 1
     tokcarve: str = __version__
@@ -101,6 +102,7 @@ class Manifest(_Closed):
     numbers: Numbers
     kv_rows: tuple[int, ...]
     calibration: dict[str, Any] | None = None
+    modules: str | None = None
     seed: int = Field(ge=0)
     versions: dict[str, str]
     checks: tuple[CheckRecord, ...] = ()

@@ -192,7 +192,7 @@ class _Chunk:
     def run(self, max_new: int, on_token: OnToken | None, preprocess: float) -> Timings:
         """Fills `tokens` and `kept`; gives the timings."""
         pipeline, clock = self.pipeline, _Clock()
-        seen = pipeline.vision(self.pixels)
+        seen = pipeline.vision(self.pixels, self.ids, self.lengths)
         vision = clock.lap()
         embedded = pipeline.embed(self.ids, seen)
         embedding = clock.lap()

@@ -34,8 +34,8 @@ class Bench:
         """Fills `samples`, `shares` and `provider`; raises ExportError if a graph does not load."""
         inputs = [probe(side) for side in self.sides]
         lengths = [one[2] for one in inputs]
-        seen = self._stage("vision", [_call(side.vision, one[0]) for side, one in zip(self.sides, inputs, strict=True)])
-        self._share("vision", {"pixel_values": inputs[0][0]})
+        seen = self._stage("vision", [_call(side.vision, *one) for side, one in zip(self.sides, inputs, strict=True)])
+        self._share("vision", dict(zip(("pixel_values", "input_ids", "prompt_lengths"), inputs[0], strict=True)))
         embedded = self._stage(
             "embedding",
             [_call(side.embed, one[1], kept) for side, one, kept in zip(self.sides, inputs, seen, strict=True)],

@@ -56,7 +56,7 @@ def _main(artifact: str, side: str, threads: str | None = None) -> None:
     face = open_face(Path(artifact), int(threads) if threads else None)
     pipeline = Pipeline(face, baseline=side == "unpruned")
     pixels, ids, lengths = probe(pipeline)
-    prefilled = pipeline.prefill(pipeline.embed(ids, pipeline.vision(pixels)), lengths)
+    prefilled = pipeline.prefill(pipeline.embed(ids, pipeline.vision(pixels, ids, lengths)), lengths)
     pipeline.step(greedy(prefilled["logits"]), lengths, 0, pipeline.cache(prefilled))
     print(json.dumps(asdict(Memory(start_mib=start, peak_mib=_peak_mib()))))
 

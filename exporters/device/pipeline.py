@@ -36,9 +36,13 @@ class Pipeline:
         """Lets go of every loaded graph and its memory."""
         self._graphs.clear()
 
-    def vision(self, pixel_values: Array) -> dict[str, Array]:
-        """`image_features` [batch, tokens, hidden] and `kept_indices` [batch, tokens] of [batch, 3, height, width]."""
-        return self.graph("vision").run({"pixel_values": pixel_values})
+    def vision(self, pixel_values: Array, input_ids: Ids, lengths: Ids) -> dict[str, Array]:
+        """`image_features` [batch, tokens, hidden] and `kept_indices` [batch, tokens] of [batch, 3, height, width].
+
+        The prompts (as for `embed`) and their lengths [batch] are read by methods that choose by the question.
+        """
+        feeds = {"pixel_values": pixel_values, "input_ids": input_ids, "prompt_lengths": lengths}
+        return self.graph("vision").run(feeds)
 
     def embed(self, input_ids: Ids, seen: Mapping[str, Array]) -> dict[str, Array]:
         """`inputs_embeds` and `position_ids` of right-padded ids [batch, rows]; `seen` is what vision gave."""

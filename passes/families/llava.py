@@ -19,7 +19,12 @@ from tokcarve.passes.graph import Parts
 __all__ = ["MODEL", "empty", "geometry", "parts"]
 
 MODEL = LlavaForConditionalGeneration
-TOWERS = {"clip_vision_model": ("clip", 1), "siglip_vision_model": ("siglip", 0)}
+# pixels are normalised as towers of each kind are trained
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+TOWERS: dict[str, tuple[Any, int, Any, Any]] = {
+    "clip_vision_model": ("clip", 1, CLIP_MEAN, CLIP_STD),
+    "siglip_vision_model": ("siglip", 0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 TEXTS = ("llama", "mistral", "qwen2")
 LENGTH_BOUND_ROPES = ("dynamic", "longrope")
 
@@ -50,10 +55,10 @@ def _vision(config: Any) -> VisionGeometry:
             f"vision tower {tower.model_type!r} (config.json, 'vision_config') has no adapter; "
             f"supported towers: {', '.join(TOWERS)}"
         )
-    kind, prefix = TOWERS[tower.model_type]
+    kind, prefix, mean, std = TOWERS[tower.model_type]
     side = tower.image_size // tower.patch_size
     return VisionGeometry(
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         image_size=tower.image_size,
         patch_size=tower.patch_size,
         grid=(side, side),
@@ -64,6 +69,8 @@ def _vision(config: Any) -> VisionGeometry:
         layers=tower.num_hidden_layers,
         layers_used=_layers_used(config, prefix),
         prefix=prefix,
+        mean=mean,
+        std=std,
     )
 
 
@@ -143,6 +150,7 @@ def parts(model: Any) -> Parts:
     return Parts(
         patches=PatchEmbedding(tower.embeddings, getattr(tower, "pre_layrnorm", None)),
         vision_blocks=tuple(used[: shape.vision.layers_used]),
+        vision_next=next(iter(used[shape.vision.layers_used :]), None),
         connector=model.model.multi_modal_projector,
         embed_tokens=language.embed_tokens,
         text_blocks=tuple(TextBlock(layer) for layer in language.layers),

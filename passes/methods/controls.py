@@ -16,21 +16,10 @@ from typing import ClassVar
 import torch
 
 from tokcarve.passes.errors import MethodError
-from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.stage import Carry, Counts, Method, MethodFacts, Outcome, Signals, Stage
+from tokcarve.passes.geometry import Geometry, centres, even_positions, lattice
+from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
 
-__all__ = ["NoReduction", "Random", "Uniform", "even_positions", "lattice"]
-
-
-def lattice(count: int, rows: int, columns: int) -> tuple[int, int] | None:
-    """The most square (h, w) with h * w == count, h <= rows, w <= columns; None where there is none."""
-    fits = [(h, count // h) for h in range(1, rows + 1) if count % h == 0 and count // h <= columns]
-    return min(fits, key=lambda hw: abs(hw[0] / rows - hw[1] / columns)) if fits else None
-
-
-def even_positions(count: int, total: int) -> list[int]:
-    """`count` places spread evenly over 0..total-1, strictly rising, half a step from either end."""
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+__all__ = ["NoReduction", "Random", "Uniform"]
 
 
 def _facts(title: str) -> MethodFacts:
@@ -73,7 +62,7 @@ class NoReduction(Method):
         licence="none needed",
     )
 
-    def stages(self, geometry: Geometry, tokens: int, counts: Counts | None) -> tuple[Stage, ...]:
+    def stages(self, geometry: Geometry, tokens: int, frozen: Frozen | None) -> tuple[Stage, ...]:
         """Nothing; refuses any other count than all."""
         if tokens != geometry.total:
             raise MethodError(
@@ -90,7 +79,7 @@ class Random(Method):
 
     facts: ClassVar[MethodFacts] = _facts("random subset")
 
-    def stages(self, geometry: Geometry, tokens: int, counts: Counts | None) -> tuple[Stage, ...]:
+    def stages(self, geometry: Geometry, tokens: int, frozen: Frozen | None) -> tuple[Stage, ...]:
         """One cut before the connector."""
         if self.seed < 0:
             raise MethodError(f"seed={self.seed} of random is negative; choose 0 or above")
@@ -105,7 +94,7 @@ class Uniform(Method):
 
     facts: ClassVar[MethodFacts] = _facts("uniform grid")
 
-    def stages(self, geometry: Geometry, tokens: int, counts: Counts | None) -> tuple[Stage, ...]:
+    def stages(self, geometry: Geometry, tokens: int, frozen: Frozen | None) -> tuple[Stage, ...]:
         """One cut before the connector."""
         if tokens == geometry.total:
             return ()
@@ -114,5 +103,4 @@ class Uniform(Method):
         # a lattice far from the image's own shape is worse than even steps along the raster
         if shape is None or not 0.4 < (shape[0] / rows) / (shape[1] / columns) < 2.5:
             return _fixed(geometry, even_positions(tokens, geometry.total))
-        down, across = even_positions(shape[0], rows), even_positions(shape[1], columns)
-        return _fixed(geometry, [r * columns + c for r in down for c in across])
+        return _fixed(geometry, centres(shape, geometry.vision.grid))

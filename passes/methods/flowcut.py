@@ -13,6 +13,7 @@ Raises      MethodError for a tower without [CLS] or with fewer than two used la
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.stage import Carry, Counts, Method, MethodFacts, Outcome, Signals, Stage
+from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
 
 __all__ = ["FlowCut", "drop_count", "entropy_ratio", "shares"]
 
@@ -83,7 +84,7 @@ class FlowCut(Method):
         licence="Apache-2.0",
     )
 
-    def stages(self, geometry: Geometry, tokens: int, counts: Counts | None) -> tuple[Stage, ...]:
+    def stages(self, geometry: Geometry, tokens: int, frozen: Frozen | None) -> tuple[Stage, ...]:
         """Score every layer but the last used one; cut at every `interval`-th, counted back from the last cut."""
         last = geometry.vision.layers_used - 2
         if last < 0:
@@ -91,7 +92,7 @@ class FlowCut(Method):
         if tokens == geometry.total:
             return ()
         if self.form == "static":
-            return self._static(geometry, tokens, counts if counts is not None else self.assumed(geometry, tokens))
+            return self._static(geometry, tokens, frozen.counts if frozen else self.assumed(geometry, tokens))
         cuts = [i for i in range(last + 1) if (last - i) % self.interval == 0] if self.form == "exact" else [last]
         planned = []
         for i in range(last + 1):
@@ -100,7 +101,7 @@ class FlowCut(Method):
             planned.append(self._stage(i, how, keep, tokens, last - i))
         return tuple(planned)
 
-    def _static(self, geometry: Geometry, tokens: int, counts: Counts) -> tuple[Stage, ...]:
+    def _static(self, geometry: Geometry, tokens: int, counts: Mapping[str, int]) -> tuple[Stage, ...]:
         last = geometry.vision.layers_used - 2
         planned, alive = [], geometry.total
         for i in range(last + 1):

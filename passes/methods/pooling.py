@@ -15,9 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.methods.controls import even_positions, lattice
-from tokcarve.passes.stage import Carry, Counts, Method, MethodFacts, Outcome, Signals, Stage
+from tokcarve.passes.geometry import Geometry, centres, even_positions, lattice
+from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
 
 __all__ = ["Pooling", "window_weights"]
 
@@ -46,7 +45,7 @@ class Pooling(Method):
         licence="Apache-2.0",
     )
 
-    def stages(self, geometry: Geometry, tokens: int, counts: Counts | None) -> tuple[Stage, ...]:
+    def stages(self, geometry: Geometry, tokens: int, frozen: Frozen | None) -> tuple[Stage, ...]:
         """One merge after the connector."""
         if tokens == geometry.total:
             return ()
@@ -58,18 +57,11 @@ class Pooling(Method):
             else torch.kron(window_weights(shape[0], rows), window_weights(shape[1], columns))
         )
         table = weights.tolist()
-        centres = _centres(tokens, geometry, shape)
+        middle = even_positions(tokens, geometry.total) if shape is None else centres(shape, geometry.vision.grid)
 
         def rule(signals: Signals, carry: Carry) -> Outcome:
             batch, device = signals["tokens"].shape[0], signals["tokens"].device
-            index = torch.tensor(centres, device=device).unsqueeze(0).expand(batch, -1)
+            index = torch.tensor(middle, device=device).unsqueeze(0).expand(batch, -1)
             return {"weights": torch.tensor(table, device=device).unsqueeze(0), "index": index}
 
         return (Stage(site="connector", reads=("tokens",), rule=rule, how="merge", keep=tokens),)
-
-
-def _centres(tokens: int, geometry: Geometry, shape: tuple[int, int] | None) -> list[int]:
-    rows, columns = geometry.vision.grid
-    if shape is None:
-        return even_positions(tokens, geometry.total)
-    return [r * columns + c for r in even_positions(shape[0], rows) for c in even_positions(shape[1], columns)]

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.stage import Carry, Counts, Method, MethodFacts, Outcome, Signals, Stage
+from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
 
 __all__ = ["VtcCls", "summed"]
 
@@ -43,7 +43,7 @@ class VtcCls(Method):
         licence="Apache-2.0",
     )
 
-    def stages(self, geometry: Geometry, tokens: int, counts: Counts | None) -> tuple[Stage, ...]:
+    def stages(self, geometry: Geometry, tokens: int, frozen: Frozen | None) -> tuple[Stage, ...]:
         """Sum over the last layers, one cut before the connector."""
         used = geometry.vision.layers_used
         if not 1 <= self.layers <= used:

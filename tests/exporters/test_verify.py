@@ -44,7 +44,7 @@ def world(result: ExportResult) -> World:
     artifact = result.directory.parent.parent
     found = read_artifact(artifact)
     model = read_model(found.open_base().path)
-    carved, plain = carve(model, found.manifest).graphs, families.capture(model)
+    carved, plain = carve(model, found).graphs, families.capture(model)
     samples, skipped = make_samples(carved, count=4, max_text=MAX_TEXT)
     golden = Golden(
         samples=samples,

@@ -12,7 +12,7 @@ from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import RewriteResult, rewrite
 from tokcarve.passes.methods.flowcut import FlowCut, drop_count, entropy_ratio, shares
 from tokcarve.passes.methods.vtc_cls import VtcCls
-from tokcarve.passes.stage import Counts, Method
+from tokcarve.passes.stage import Frozen, Method
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,8 @@ def graphs() -> TokenGraphs:
     return families.capture(build())
 
 
-def carved(graphs: TokenGraphs, method: Method, tokens: int = 8, counts: Counts | None = None) -> RewriteResult:
-    return rewrite(graphs, method.stages(graphs.geometry, tokens, counts))
+def carved(graphs: TokenGraphs, method: Method, tokens: int = 8, counts: dict[str, int] | None = None) -> RewriteResult:
+    return rewrite(graphs, method.stages(graphs.geometry, tokens, None if counts is None else Frozen(counts=counts)))
 
 
 def seen(*counts: int, kept: tuple[int, ...] = (0,)) -> Observed:

@@ -40,7 +40,7 @@ class Stage:
 
 def test_small_model_by_hand() -> None:
     rows = rows_of(SMALL, [Stage("vision.layers.0", 2)], text_rows=3)
-    assert rows == Rows(vision=(5, 3), connector=2, text=(5, 5), text_only=3)
+    assert rows == Rows(vision=(5, 3), feed=(5, 3), connector=2, text=(5, 5), text_only=3)
     flops = count_flops(SMALL, rows)
     # A vision layer has 4 * 6 * 6 + 2 * 6 * 10 = 264 weights; attention is 2 * rows^2 * 6.
     patches = 4 * 12 * 6
@@ -61,7 +61,7 @@ def test_batch_multiplies_everything() -> None:
 def test_rows_follow_the_schedule_through_all_sites() -> None:
     schedule = [Stage("vision.layers.1", 3, "mask"), Stage("connector", 2), Stage("language.layers.0", 1, "merge")]
     rows = rows_of(SMALL, schedule, text_rows=10)
-    assert rows == Rows(vision=(5, 5), connector=4, text=(12, 11), text_only=10)
+    assert rows == Rows(vision=(5, 5), feed=(5, 5), connector=4, text=(12, 11), text_only=10)
 
 
 def test_static_flowcut_makes_the_tower_cheaper_layer_by_layer() -> None:

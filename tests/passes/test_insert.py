@@ -35,6 +35,12 @@ def first_ones(signals: Signals, carry: Carry) -> Outcome:
     return {"score": -torch.arange(tokens.shape[1], device=tokens.device).float().expand(tokens.shape[:2])}
 
 
+def sized(signals: Signals, carry: Carry) -> Outcome:
+    """Nine tokens of weight 1."""
+    index = torch.arange(9).expand(signals["tokens"].shape[0], -1)
+    return {"index": index, "weights": torch.zeros(1, 9, 64), "own": torch.ones(index.shape), "bias": index.float()}
+
+
 def last_ones(signals: Signals, carry: Carry) -> Outcome:
     return {"score": -first_ones(signals, carry)["score"]}
 
@@ -66,7 +72,7 @@ def test_the_input_graph_is_untouched(graphs: TokenGraphs, pixels: Tensor) -> No
     names = {name for name, _ in graphs.vision.named_modules()}
     once = rewrite(graphs, FlowCut().stages(graphs.geometry, 16, None))
     code_once = once.graphs.vision.code
-    insert_stage(once.graphs.vision, cut("connector", 4), prefix=1)
+    insert_stage(once.graphs, cut("connector", 4))
     assert (graphs.vision.code, len(graphs.vision.graph.nodes)) == (code, nodes)
     assert {name for name, _ in graphs.vision.named_modules()} == names
     assert (thread(graphs.vision).count, thread(graphs.vision).index) == (TOTAL, None)
@@ -232,12 +238,19 @@ def test_observing_changes_nothing(graphs: TokenGraphs, pixels: Tensor) -> None:
         ([cut("language.layers.2", 4)], "no site 'language.layers.2'"),
         ([cut("vision.layers.3", 9), cut("vision.layers.1", 4)], "vision.layers.1 comes after a later site"),
         ([cut("vision.layers.3", 9), cut("vision.layers.3", 4)], "stage at vision.layers.3 comes after"),
-        ([cut("vision.layers.3", 4, reads=("saliency",))], "'saliency'; taps are cls_attention, values, tokens"),
+        ([cut("vision.layers.3", 4, reads=("saliency",))], "'saliency'; taps are tokens, cls_attention, attention, "),
         ([cut("connector", 4, reads=("cls_attention",))], "connector .* 'cls_attention', .* vision layer"),
         ([cut("connector", 4, reads=("values",))], "connector .* 'values', .* vision layer"),
         ([cut("vision.layers.3", 0)], "keeps 0 of 64 tokens; choose 1..64"),
         ([cut("vision.layers.3", 65)], "keeps 65 of 64 tokens; choose 1..64"),
         ([cut("vision.layers.1", 9), cut("vision.layers.3", 10)], "keeps 10 of 9 tokens; choose 1..9"),
+        ([cut("pixels", 4)], "choose at pixels: only an image is resized"),
+        ([cut("vision.layers.1.attention", 4, reads=("next_keys",))], "reads the layer behind"),
+        ([cut("vision.layers.1", 9), cut("vision.layers.4", 4, how="merge", takes_cls=True)], "behind an earlier cut"),
+        (
+            [cut("vision.layers.1", 9, rule=sized, how="merge", biases=True), cut("vision.layers.3", 4)],
+            "loses the sizes",
+        ),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(graphs: TokenGraphs, stages: list[Stage], message: str) -> None:

@@ -15,6 +15,7 @@ from tokcarve.passes.insert import RewriteResult, rewrite
 from tokcarve.passes.invariants import check_captured, check_carved, rows_after
 from tokcarve.passes.methods.flowcut import FlowCut
 from tokcarve.passes.methods.vtc_cls import VtcCls
+from tokcarve.passes.stage import Frozen
 
 COUNTS = {"vision.layers.1": 40}
 
@@ -26,7 +27,7 @@ def graphs() -> TokenGraphs:
 
 @pytest.fixture(scope="module")
 def carved(graphs: TokenGraphs) -> RewriteResult:
-    return rewrite(graphs, FlowCut().stages(graphs.geometry, 8, COUNTS))
+    return rewrite(graphs, FlowCut().stages(graphs.geometry, 8, Frozen(counts=COUNTS)))
 
 
 def mutated(graphs: TokenGraphs, change: Callable[[fx.GraphModule], None]) -> TokenGraphs:
@@ -77,6 +78,7 @@ def test_a_sound_graph_passes(graphs: TokenGraphs, carved: RewriteResult) -> Non
     check_captured(graphs)
     check_carved(carved.graphs, carved.schedule)
     assert rows_after(carved.graphs, carved.schedule) == {
+        "pixels": 64,
         "vision.layers.0": 64,
         "vision.layers.1": 40,
         "vision.layers.2": 40,

@@ -8,9 +8,9 @@ from models import build, config, pictures
 
 from tokcarve.passes import families
 from tokcarve.passes.errors import MethodError
-from tokcarve.passes.geometry import Geometry
+from tokcarve.passes.geometry import Geometry, even_positions, lattice
 from tokcarve.passes.insert import rewrite
-from tokcarve.passes.methods.controls import NoReduction, Random, Uniform, even_positions, lattice
+from tokcarve.passes.methods.controls import NoReduction, Random, Uniform
 from tokcarve.passes.stage import Method
 
 SITE = "vision.layers.4"

@@ -19,7 +19,7 @@ from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import rewrite
 from tokcarve.passes.methods.flowcut import FlowCut, drop_count, entropy_ratio, shares
-from tokcarve.passes.stage import Outcome, Signals
+from tokcarve.passes.stage import Frozen, Outcome, Signals
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 
@@ -204,7 +204,7 @@ class TestForms:
             pixels = pictures(1, seed=seed)
             exact = rewrite(graphs, FlowCut(form="exact").stages(graphs.geometry, 8, None))
             (seen,) = observe(exact, pixels)
-            static = rewrite(graphs, FlowCut().stages(graphs.geometry, 8, seen.counts))
+            static = rewrite(graphs, FlowCut().stages(graphs.geometry, 8, Frozen(counts=seen.counts)))
             assert [(s.site, s.keep) for s in static.schedule] == [*seen.counts.items(), ("vision.layers.3", 8)]
             with torch.no_grad():
                 masked, by_mask = exact.graphs.vision(pixels)
@@ -226,7 +226,7 @@ class TestForms:
         assert features.shape[1] == 1 and features.isfinite().all()
 
     def test_a_static_form_that_reaches_its_budget_early_stops_reading(self, graphs: TokenGraphs) -> None:
-        stages = FlowCut().stages(graphs.geometry, 8, {"vision.layers.1": 8})
+        stages = FlowCut().stages(graphs.geometry, 8, Frozen(counts={"vision.layers.1": 8}))
         assert [(s.site, s.how) for s in stages] == [("vision.layers.0", "observe"), ("vision.layers.1", "choose")]
 
 
