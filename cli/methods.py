@@ -1,5 +1,6 @@
 """`tokcarve methods`: the table of what can be asked for."""
 
+import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -13,7 +14,7 @@ __all__ = ["methods"]
 def methods(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
     """List the methods: where they cut, what they read and cost, where they come from."""
     from tokcarve.passes.methods import METHODS
-    from tokcarve.recipes.schema import METHOD_RECIPES
+    from tokcarve.recipes.method_recipes import METHOD_RECIPES
 
     found = []
     for name, method in METHODS.items():
@@ -23,7 +24,11 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="One JSON objec
         emit_json("methods", {"methods": found})
         return
     for row in found:
-        row["set with --param"] = ", ".join(f"{key}={value}" for key, value in row["parameters"].items())
+        # as --param reads them back
+        row["set with --param"] = ", ".join(
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in row["parameters"].items()
+        )
     tables = {
         "what they do": ("name", "stage", "text_aware", "count", "cost"),
         "where they come from": ("name", "set with --param", "source", "licence"),

@@ -9,7 +9,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tokcarve.passes.errors import RecipeError
-from tokcarve.recipes.schema import METHOD_RECIPES, Budget, Calibration, Recipe, nearest
+from tokcarve.recipes.method_recipes import METHOD_RECIPES
+from tokcarve.recipes.schema import Budget, Calibration, Recipe, nearest
 
 __all__ = ["dump_recipe", "load_recipe", "parse_recipe", "shipped_recipes"]
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from tokcarve.passes.errors import BudgetError, MethodError
 from tokcarve.recipes.files import parse_recipe
-from tokcarve.recipes.schema import METHOD_RECIPES, Recipe, nearest
+from tokcarve.recipes.method_recipes import METHOD_RECIPES
+from tokcarve.recipes.schema import Recipe, nearest
 
 __all__ = ["make_recipe"]
 

@@ -6,103 +6,22 @@
     budget: {tokens: 64}
     calibration: {samples: scenes, count: 64, seed: 0}
 
-Methods are a union over `name`, so a parameter exists only where it means something. A new method adds one class here,
-with the same fields and defaults as its dataclass, and its place in the union.
+Methods are a union over `name`, so a parameter exists only where it means something; see method_recipes.py.
 """
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from tokcarve.passes.budget import count_for
+from tokcarve.recipes.method_recipes import AnyMethod, Closed, Seed
 
-__all__ = [
-    "METHOD_RECIPES",
-    "Budget",
-    "Calibration",
-    "FlowCutRecipe",
-    "MethodRecipe",
-    "NoneRecipe",
-    "PoolingRecipe",
-    "RandomRecipe",
-    "Recipe",
-    "UniformRecipe",
-    "VtcClsRecipe",
-    "nearest",
-]
-
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+__all__ = ["Budget", "Calibration", "Recipe", "nearest"]
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class MethodRecipe(_Closed):
-    """What every method's entry has: its name, and hyper-parameters as further keys."""
-
-    name: str
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The hyper-parameters, all of them, by name."""
-        return {key: value for key, value in self.model_dump().items() if key != "name"}
-
-
-class NoneRecipe(MethodRecipe):
-    """The unpruned model."""
-
-    name: Literal["none"] = "none"
-
-
-class RandomRecipe(MethodRecipe):
-    """A random subset, one draw per seed."""
-
-    name: Literal["random"] = "random"
-    seed: Seed = 0
-
-
-class UniformRecipe(MethodRecipe):
-    """A uniform grid."""
-
-    name: Literal["uniform"] = "uniform"
-
-
-class PoolingRecipe(MethodRecipe):
-    """Average pooling after the connector."""
-
-    name: Literal["pooling"] = "pooling"
-
-
-class FlowCutRecipe(MethodRecipe):
-    """FlowCut; see passes/methods/flowcut.py."""
-
-    name: Literal["flowcut"] = "flowcut"
-    form: Literal["static", "exact", "single"] = "static"
-    ema: Share = 0.5
-    interval: Annotated[int, Field(ge=1)] = 2
-    assumed_entropy: Share = 0.9
-
-
-class VtcClsRecipe(MethodRecipe):
-    """VTC-CLS; see passes/methods/vtc_cls.py."""
-
-    name: Literal["vtc_cls"] = "vtc_cls"
-    layers: Annotated[int, Field(ge=1)] = 3
-
-
-AnyMethod = NoneRecipe | RandomRecipe | UniformRecipe | PoolingRecipe | FlowCutRecipe | VtcClsRecipe
-
-METHOD_RECIPES: dict[str, type[MethodRecipe]] = {
-    model.model_fields["name"].default: model for model in get_args(AnyMethod)
-}
-"""The entry of every method by its name, without importing what it does."""
-
-
-class Budget(_Closed):
+class Budget(Closed):
     """What was asked for: exactly one of a share `keep` in (0, 1], a count `tokens` of visual tokens, and their mean
     `avg_tokens` over the layers of the language model."""
 
@@ -130,7 +49,7 @@ class Budget(_Closed):
         return {"tokens": self.tokens} if self.tokens is not None else {"keep": self.keep or 0.0}
 
 
-class Calibration(_Closed):
+class Calibration(Closed):
     """What a method is calibrated on: `scenes`, a folder of images or a JSONL file, and how many samples of it."""
 
     samples: Annotated[str, Field(min_length=1)] = "scenes"
@@ -138,7 +57,7 @@ class Calibration(_Closed):
     seed: Seed = 0
 
 
-class Recipe(_Closed):
+class Recipe(Closed):
     """All that `compress` needs to make an artifact again; relative paths start at the working directory."""
 
     format: Literal[1] = 1

@@ -1,8 +1,21 @@
 """The methods: one file each, and this table."""
 
+from tokcarve.passes.methods.cdpruner import CDPruner
 from tokcarve.passes.methods.controls import NoReduction, Random, Uniform
+from tokcarve.passes.methods.divprune import DivPrune
+from tokcarve.passes.methods.downsample import Downsample
 from tokcarve.passes.methods.flowcut import FlowCut
+from tokcarve.passes.methods.hiprune import HiPrune
+from tokcarve.passes.methods.holov import HoloV
 from tokcarve.passes.methods.pooling import Pooling
+from tokcarve.passes.methods.prune_and_merge import PruneAndMerge
+from tokcarve.passes.methods.recoverable import Recoverable
+from tokcarve.passes.methods.todre import ToDRE
+from tokcarve.passes.methods.tome import ToMe
+from tokcarve.passes.methods.turbo import Turbo
+from tokcarve.passes.methods.vflowopt import VFlowOpt
+from tokcarve.passes.methods.visiondrop import VisionDrop
+from tokcarve.passes.methods.visionzip import VisionZip
 from tokcarve.passes.methods.vtc_cls import VtcCls
 from tokcarve.passes.stage import Method
 
@@ -13,6 +26,19 @@ METHODS: dict[str, type[Method]] = {
     "random": Random,
     "uniform": Uniform,
     "pooling": Pooling,
+    "downsample": Downsample,
     "flowcut": FlowCut,
     "vtc_cls": VtcCls,
+    "hiprune": HiPrune,
+    "visionzip": VisionZip,
+    "visiondrop": VisionDrop,
+    "holov": HoloV,
+    "todre": ToDRE,
+    "divprune": DivPrune,
+    "cdpruner": CDPruner,
+    "vflowopt": VFlowOpt,
+    "recoverable": Recoverable,
+    "tome": ToMe,
+    "turbo": Turbo,
+    "prune_and_merge": PruneAndMerge,
 }

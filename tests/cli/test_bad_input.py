@@ -7,6 +7,7 @@ from pathlib import Path
 import models
 import pytest
 from PIL import Image
+from refusals import refused
 from transformers.utils.logging import disable_progress_bar
 from typer.testing import CliRunner
 
@@ -38,21 +39,6 @@ def artifact(copy: Path, here: Path) -> Path:
     result = CliRunner().invoke(app, ["compress", str(copy), *TINY_BUDGET, "-o", "art"])
     assert result.exit_code == 0, result.stderr
     return here / "art"
-
-
-def _tree(directory: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(directory)): f.read_bytes() for f in sorted(directory.rglob("*")) if f.is_file()}
-
-
-def refused(*words: object) -> str:
-    before = _tree(Path.cwd())
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert _tree(Path.cwd()) == before, "something was written"
-    text = result.stderr.strip()
-    assert "\n" not in text and "Traceback" not in text and len(text) > 20
-    return text
 
 
 def test_an_unknown_model() -> None:

@@ -8,7 +8,8 @@ from tokcarve.passes.errors import BudgetError, MethodError, RecipeError, Tokcar
 from tokcarve.passes.methods import METHODS
 from tokcarve.recipes.files import dump_recipe, load_recipe, parse_recipe, shipped_recipes
 from tokcarve.recipes.make import make_recipe
-from tokcarve.recipes.schema import METHOD_RECIPES, Budget, Recipe
+from tokcarve.recipes.method_recipes import METHOD_RECIPES
+from tokcarve.recipes.schema import Budget, Recipe
 
 GOOD = "format: 1\nmodel: tiny\nmethod: {name: flowcut}\nbudget: {tokens: 64}\n"
 
