@@ -29,7 +29,6 @@ def one_scene(model: CarvedModel, pipeline: Pipeline, pixels: torch.Tensor, ids:
     with torch.no_grad():
         out = model(pixel_values=pixels, input_ids=ids)
         said = model.generate(pixel_values=pixels, input_ids=ids, max_new_tokens=NEW_TOKENS, do_sample=False)
-    seen = pipeline.vision(pixels.numpy())
     kept = list(out.kept.values())[-1] if out.kept else torch.arange(pipeline.side.tokens)[None]
     geometry = model.graphs.geometry
     prompt = reduce_prompt(
@@ -39,6 +38,7 @@ def one_scene(model: CarvedModel, pipeline: Pipeline, pixels: torch.Tensor, ids:
     padded = np.full((1, rows), geometry.pad_token_id, np.int64)
     padded[:, : prompt.input_ids.shape[1]] = prompt.input_ids.numpy()
     lengths = prompt.lengths.numpy()
+    seen = pipeline.vision(pixels.numpy(), padded, lengths)
     made = pipeline.prefill(pipeline.embed(padded, seen), lengths)
     cache, tokens = pipeline.cache(made), [greedy(made["logits"])]
     for step in range(NEW_TOKENS - 1):

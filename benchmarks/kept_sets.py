@@ -1,0 +1,124 @@
+"""Every method and count: ONNX Runtime keeps the tokens that torch keeps, and TensorRT for RTX builds the vision graph.
+
+    python benchmarks/kept_sets.py [--methods tome divprune] [--tokens 192 128 64 32] [--scenes 100] [--no-rtx]
+
+Runs on the bundled checkpoint and its evaluation scenes. A scene on which the two differ is "ambiguous" when torch
+alone decides otherwise after a change of its pixels by 1e-5; "difference" is the largest one between image features on
+all others, as a share of the largest feature. Exits with 1 if anything differs or is refused.
+"""
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from answering import carved, talk
+from transformers import AutoProcessor
+from vision import feeds, open_graph, write_vision
+
+from tokcarve.exporters.lint import lint_file
+from tokcarve.exporters.tensorrt import check_with_rtx
+from tokcarve.exporters.weights import WeightFile
+from tokcarve.passes import families
+from tokcarve.passes.checkpoint import resolve
+from tokcarve.passes.errors import MethodError
+from tokcarve.passes.families.load import read_model
+from tokcarve.passes.graph import TokenGraphs
+from tokcarve.passes.methods import METHODS
+from tokcarve.recipes.carve import method_of
+from tokcarve.tiny import evaluation
+
+MERGED_ELSEWHERE = 1e-5  # a larger difference of features is another decision, not rounding
+NUDGES = 5
+
+Prompt = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def scenes(processor: object, count: int) -> list[Prompt]:
+    """Pixels, ids (one image token) and length of one question about each of `count` scenes."""
+    found = []
+    for sample in list(evaluation(4 * count))[::4]:
+        text = processor.apply_chat_template(talk(sample.question), add_generation_prompt=True)
+        ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
+        pixels = processor.image_processor(images=sample.image, return_tensors="pt")["pixel_values"]
+        found.append((pixels, ids, torch.tensor([ids.shape[1]])))
+    return found
+
+
+def ambiguous(graphs: TokenGraphs, prompt: Prompt) -> bool:
+    """Whether torch itself keeps or merges something else when pixels change by 1e-5: two right programs may differ."""
+    generator = torch.Generator().manual_seed(0)
+    features, kept = graphs.see(*prompt)
+    for _ in range(NUDGES):
+        nudged = prompt[0] + 1e-5 * torch.randn(prompt[0].shape, generator=generator)
+        other, again = graphs.see(nudged, *prompt[1:])
+        if any(not torch.equal(kept[site], again[site]) for site in kept):
+            return True
+        if (features - other).abs().max() > MERGED_ELSEWHERE * features.abs().max():
+            return True
+    return False
+
+
+def compare(graphs: TokenGraphs, path: Path, prompts: list[Prompt]) -> tuple[int, int, float]:
+    """On how many prompts both keep the same tokens, on how many others rounding decides what is kept, and the largest
+    difference of features on the prompts that are not ambiguous."""
+    session, equal, unclear, worst = open_graph(path), 0, 0, 0.0
+    for prompt in prompts:
+        with torch.no_grad():
+            features, kept = graphs.see(*prompt)
+        found, ids = session.run(None, feeds(session, *prompt))
+        same = bool(np.array_equal(ids, list(kept.values())[-1].numpy()))
+        difference = float(np.abs(found - features.numpy()).max() / features.abs().max())
+        with torch.no_grad():
+            odd = (not same or difference > MERGED_ELSEWHERE) and ambiguous(graphs, prompt)
+        equal += same and not odd
+        unclear += odd
+        worst = worst if odd else max(worst, difference)
+    return equal, unclear, worst
+
+
+def main() -> None:
+    """Print one row per method and count."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if name != "none"])
+    parser.add_argument("--tokens", type=int, nargs="+", default=(192, 128, 64, 32))
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--no-rtx", action="store_true")
+    options = parser.parse_args()
+    checkpoint = resolve("tiny")
+    model = read_model(checkpoint.path)
+    prompts = scenes(AutoProcessor.from_pretrained(checkpoint.path, local_files_only=True), options.scenes)
+    base, failed = families.capture(model), 0
+    print("| method | tokens | nodes | kept equal | ambiguous | difference | lint | TensorRT for RTX | export s |")
+    print("|---|--:|--:|--:|--:|--:|---|---|--:|")
+    for name in options.methods:
+        for tokens in options.tokens:
+            try:
+                graphs = carved(base, model, method_of(name, {}), tokens, checkpoint)
+            except MethodError as error:
+                print(f"| {name} | {tokens} | refused: {error} |", flush=True)
+                continue
+            with TemporaryDirectory() as folder, WeightFile(Path(folder) / "weights.data") as weights:
+                path = Path(folder) / "vision.onnx"
+                seconds = write_vision(graphs, model, tokens, weights, path)
+                weights.flush()
+                equal, unclear, worst = compare(graphs, path, prompts)
+                findings = lint_file(path)
+                report = None if options.no_rtx else check_with_rtx(path)
+                nodes = len(ir.load(path).graph)
+            said = "not asked" if report is None else f"built in {report.seconds:.0f} s" if report.passed else "REFUSED"
+            refused = bool(findings) or (report is not None and not report.passed)
+            failed += refused or equal + unclear < len(prompts) or worst > MERGED_ELSEWHERE
+            row = f"| {name} | {tokens} | {nodes} | {equal}/{len(prompts)} | {unclear} | {worst:.1e} "
+            row += f"| {len(findings)} findings "
+            print(f"{row}| {said} | {seconds:.0f} |", flush=True)
+            if report is not None and not report.passed:
+                print(report.problems, flush=True)
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""The table of methods: accuracy, loyalty and cost of every method at every count, controls in the same table.
+
+    python benchmarks/methods.py answer --tokens 192 128 64 32 --out answers.jsonl     (resumes; one line per run)
+    python benchmarks/methods.py time --tokens 192 128 64 32 --out times.jsonl         (ONNX Runtime, CPU, batch 1)
+    python benchmarks/methods.py table answers.jsonl times.jsonl > docs/methods-table.md
+    python benchmarks/methods.py compact answers.jsonl
+
+Accuracy is exact match over existence, colour, shape, place and digit on the evaluation scenes of the bundled
+checkpoint; "same" is the share of all answers that equal the unpruned model's. Intervals are 95 % of a paired
+bootstrap over scenes, so both sides of a difference answer the same questions.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from answering import answers, batches, carved
+from transformers import AutoProcessor
+from vision import open_graph, probe, time_graph, write_vision
+
+from tokcarve.exporters.device.timing import distribution, time_in_turn
+from tokcarve.exporters.modules import face_graphs, shapes
+from tokcarve.exporters.onnx import lower, weight_names
+from tokcarve.exporters.weights import WeightFile
+from tokcarve.passes import families
+from tokcarve.passes.checkpoint import resolve
+from tokcarve.passes.errors import MethodError
+from tokcarve.passes.families.load import read_model
+from tokcarve.passes.methods import METHODS
+from tokcarve.recipes.carve import method_of
+from tokcarve.tiny import CORE, evaluation
+
+CONTROLS = ("random", "uniform", "pooling", "downsample")
+VARIANTS: dict[str, list[tuple[str, dict[str, object]]]] = {
+    "random": [("random", {"seed": seed}) for seed in range(3)],
+    "flowcut exact": [("flowcut", {"form": "exact"})],
+    "flowcut single": [("flowcut", {"form": "single"})],
+    "holov holistic": [("holov", {"rank_by": "holistic"})],
+    "tome, size ignored": [("tome", {"proportional": False})],
+}
+RUNS = {name: [(name, {})] for name in METHODS if name != "none"} | VARIANTS
+PLAIN = "none"
+DRAWS = 2000
+
+
+def answer(options: argparse.Namespace) -> None:
+    """One line per method and count: hits and sameness of every question, in order."""
+    checkpoint = resolve("tiny")
+    model = read_model(checkpoint.path)
+    processor = AutoProcessor.from_pretrained(checkpoint.path, local_files_only=True)
+    samples = list(evaluation(options.samples))
+    work, base = list(batches(samples, processor)), families.capture(model)
+    full = answers(base, work, processor.tokenizer)
+    done = read(options.out)
+    record(options.out, PLAIN, base.geometry.total, [full], full, samples, done)
+    for tokens in options.tokens:
+        for name in options.methods or RUNS:
+            if (name, tokens) in done:
+                continue
+            try:
+                found = [carved(base, model, method_of(*run), tokens, checkpoint) for run in RUNS[name]]
+            except MethodError as error:
+                print(f"{name} at {tokens}: {error}", flush=True)
+                continue
+            given = [answers(graphs, work, processor.tokenizer) for graphs in found]
+            record(options.out, name, tokens, given, full, samples, done)
+
+
+def record(out: Path, name: str, tokens: int, given: list, full: list, samples: list, done: dict) -> None:
+    """Appends one line, unless it is there already; hits of several runs are averaged."""
+    if (name, tokens) in done:
+        return
+    hits = [[float(a == s.answer.lower()) for a, s in zip(one, samples, strict=True)] for one in given]
+    same = [[float(a == f) for a, f in zip(one, full, strict=True)] for one in given]
+    line = {
+        "method": name,
+        "tokens": tokens,
+        "hits": [mean(column) for column in zip(*hits, strict=True)],
+        "same": mean(mean(one) for one in same),
+        "family": [s.family for s in samples],
+        "scene": np.unique([id(s.image) for s in samples], return_inverse=True)[1].tolist(),
+    }
+    with out.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    core = [h for h, s in zip(line["hits"], samples, strict=True) if s.family in CORE]
+    print(f"{name} at {tokens}: {100 * mean(core):.1f} %, same {100 * line['same']:.1f} %", flush=True)
+
+
+def read(path: Path) -> dict[tuple[str, int], dict]:
+    """The lines of a file by method and count."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {(one["method"], one["tokens"]): one for one in map(json.loads, lines)}
+
+
+def clock(options: argparse.Namespace) -> None:
+    """One line per method and count: milliseconds of the vision graph, of selection, and of prefill."""
+    checkpoint = resolve("tiny")
+    model = read_model(checkpoint.path)
+    base, done = families.capture(model), read(options.out)
+    total = base.geometry.total
+    with TemporaryDirectory() as folder, WeightFile(Path(folder) / "weights.data") as weights:
+        plain = Path(folder) / "plain.onnx"
+        write_vision(base, model, total, weights, plain)
+        prefill = {n: _prefill(base, model, n, weights, Path(folder)) for n in (total, *options.tokens)}
+        weights.flush()
+        ways = [_run(path) for path in prefill.values()]
+        found = time_in_turn(ways, warm_up=2, repeats=15, tick=lambda: None)
+        spent = {n: distribution(one).p50 for n, one in zip(prefill, found, strict=True)}
+        for tokens in options.tokens:
+            for name in options.methods or RUNS:
+                if (name, tokens) in done:
+                    continue
+                try:
+                    graphs = carved(base, model, method_of(*RUNS[name][0]), tokens, checkpoint)
+                except MethodError:
+                    continue
+                path = Path(folder) / "vision.onnx"
+                write_vision(graphs, model, tokens, weights, path)
+                weights.flush()
+                cost = time_graph(path, plain, probe(base), repeats=15)
+                line = {"method": name, "tokens": tokens, "encoder": cost.encoder, "selector": cost.selector}
+                line |= {"plain": cost.plain, "prefill": spent[tokens], "plain_prefill": spent[total]}
+                with options.out.open("a") as stream:
+                    stream.write(json.dumps(line) + "\n")
+                print(line, flush=True)
+
+
+def _prefill(base: object, model: object, tokens: int, weights: WeightFile, folder: Path) -> Path:
+    sizes = shapes(base, tokens=tokens, batch=1, max_text=64, max_new=1)
+    piece = face_graphs(base, sizes)["prefill"]
+    made = lower(
+        piece.module,
+        piece.inputs,
+        input_names=piece.input_names,
+        output_names=piece.output_names,
+        names=weight_names(model),
+    )
+    weights.save(made, folder / f"prefill{tokens}.onnx")
+    return folder / f"prefill{tokens}.onnx"
+
+
+def _run(path: Path) -> object:
+    session = open_graph(path)
+    kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+    given = {one.name: np.zeros(one.shape, kinds[one.type]) for one in session.get_inputs()}
+    given["prompt_lengths"] += given["position_ids"].shape[1]
+    return lambda _: session.run(None, given)
+
+
+def interval(one: np.ndarray, other: np.ndarray, scene: np.ndarray) -> tuple[float, float, float]:
+    """Mean of one - other and the 95 % bootstrap interval over scenes, in points."""
+    scenes = int(scene.max()) + 1
+    gain = np.bincount(scene, one - other, minlength=scenes)
+    count = np.bincount(scene, minlength=scenes)
+    draws = np.random.default_rng(0).integers(0, scenes, (DRAWS, scenes))
+    found = gain[draws].sum(1) / count[draws].sum(1)
+    low, high = np.quantile(found, [0.025, 0.975])
+    return 100 * float((one - other).mean()), 100 * float(low), 100 * float(high)
+
+
+def table(options: argparse.Namespace) -> None:
+    """Markdown on stdout, one part per count, best method first."""
+    said, times = read(options.answers), read(options.times)
+    full = said[PLAIN, max(tokens for _, tokens in said)]
+    core = np.array([family in CORE for family in full["family"]])
+    scene = np.unique(np.array(full["scene"])[core], return_inverse=True)[1]
+
+    def hits(line: dict) -> np.ndarray:
+        return np.array(line["hits"])[core]
+
+    whole = hits(full)
+    print(f"Unpruned: {100 * whole.mean():.1f} % on {core.sum()} questions about {scene.max() + 1} scenes.")
+    for tokens in sorted({count for name, count in said if name != PLAIN}, reverse=True):
+        lines = {name: line for (name, count), line in said.items() if count == tokens}
+        best = max((name for name in CONTROLS if name in lines), key=lambda name: hits(lines[name]).mean())
+        print(f"\n## {tokens} tokens\n\nBest control: {best}.\n")
+        print("| method | accuracy | against unpruned | same | against the best control | encoder ms | selector ms |")
+        print("|---|--:|--:|--:|---|--:|--:|")
+        for name, line in sorted(lines.items(), key=lambda pair: -hits(pair[1]).mean()):
+            loss = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval(hits(line), whole, scene))
+            gain = interval(hits(line), hits(lines[best]), scene)
+            verdict = "beats it" if gain[1] > 0 else "worse" if gain[2] < 0 else "does not beat it"
+            against = "control" if name in CONTROLS else "{:+.1f} [{:+.1f}, {:+.1f}]: ".format(*gain) + verdict
+            time = times.get((name, tokens))
+            spent = f"{time['encoder']:.1f} | {time['selector']:.2f}" if time else "|"
+            accuracy = f"{100 * hits(line).mean():.1f} | {loss} | {100 * line['same']:.1f}"
+            print(f"| {name} | {accuracy} | {against} | {spent} |")
+        clocked = [line for (_, count), line in times.items() if count == tokens]
+        if clocked:
+            plain, ours, theirs = (mean(t[key] for t in clocked) for key in ("plain", "prefill", "plain_prefill"))
+            print(f"\nPrefill {ours:.1f} ms against {theirs:.1f} unpruned; unpruned encoder {plain:.1f} ms.")
+
+
+def compact(options: argparse.Namespace) -> None:
+    """Markdown on stdout: accuracy, and sameness in brackets, method by count, best at 64 tokens first."""
+    said = read(options.answers)
+    counts = sorted({count for name, count in said if name != PLAIN}, reverse=True)
+    rows: dict[str, dict[int, dict]] = {}
+    for (name, count), line in said.items():
+        if name != PLAIN:
+            rows.setdefault(name, {})[count] = line
+
+    def hits(line: dict) -> float:
+        return 100 * mean(h for h, family in zip(line["hits"], line["family"], strict=True) if family in CORE)
+
+    print("| method | " + " | ".join(map(str, counts)) + " |\n|---|" + "--:|" * len(counts))
+    for name, found in sorted(rows.items(), key=lambda pair: -hits(pair[1][64])):
+        cells = [f"{hits(found[n]):.1f} ({100 * found[n]['same']:.1f})" for n in counts]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    """Parse the verb and run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    for name, verb in (("answer", answer), ("time", clock)):
+        one = verbs.add_parser(name)
+        one.add_argument("--tokens", type=int, nargs="+", default=(192, 128, 64, 32))
+        one.add_argument("--methods", nargs="+")
+        one.add_argument("--samples", type=int, default=1000)
+        one.add_argument("--out", type=Path, required=True)
+        one.set_defaults(verb=verb)
+    for name, verb in (("table", table), ("compact", compact)):
+        one = verbs.add_parser(name)
+        one.add_argument("answers", type=Path)
+        one.add_argument("times", type=Path, nargs="?", default=Path("nothing"))
+        one.set_defaults(verb=verb)
+    options = parser.parse_args()
+    options.verb(options)
+
+
+if __name__ == "__main__":
+    main()

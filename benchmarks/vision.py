@@ -1,0 +1,106 @@
+"""The vision graph of a method by itself, lowered, opened in ONNX Runtime and timed: what the benchmarks share."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from tokcarve.exporters.device.timing import SELECTOR, distribution, time_in_turn
+from tokcarve.exporters.modules import Shapes, face_graphs
+from tokcarve.exporters.onnx import lower, weight_names
+from tokcarve.exporters.weights import WeightFile
+from tokcarve.passes.graph import TokenGraphs
+
+__all__ = ["Cost", "feeds", "open_graph", "probe", "time_graph", "write_vision"]
+
+MAX_TEXT = 64
+RUNS = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Milliseconds of the vision graph (p50) and of what selection adds to it, and that part's share in 0..1."""
+
+    encoder: float
+    selector: float
+    share: float
+    plain: float
+
+
+def write_vision(graphs: TokenGraphs, model: nn.Module, tokens: int, weights: WeightFile, path: Path) -> float:
+    """Writes the vision graph for prompts of up to 64 text tokens, batch 1; seconds from torch to file."""
+    started = time.perf_counter()
+    rows = (tokens + MAX_TEXT,)
+    sizes = Shapes(batch=1, tokens=tokens, total=graphs.geometry.total, prompt=rows[0], rows=rows, max_new=1)
+    piece = face_graphs(graphs, sizes)["vision"]
+    found = lower(
+        piece.module,
+        piece.inputs,
+        input_names=piece.input_names,
+        output_names=piece.output_names,
+        names=weight_names(model),
+    )
+    weights.save(found, path)
+    return time.perf_counter() - started
+
+
+def open_graph(path: Path, *, profile: str | None = None) -> Any:
+    """An ONNX Runtime session on the CPU; `profile` is the prefix of the files that its node times go to."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def feeds(session: Any, pixels: Tensor, ids: Tensor, lengths: Tensor) -> dict[str, np.ndarray]:
+    """What `session` takes of these; prompts [batch, rows] are padded to its length."""
+    given: dict[str, np.ndarray] = {"pixel_values": pixels.numpy(), "prompt_lengths": lengths.numpy()}
+    for one in session.get_inputs():
+        if one.name == "input_ids":
+            given["input_ids"] = np.pad(ids.numpy(), ((0, 0), (0, one.shape[1] - ids.shape[1])))
+    return {one.name: given[one.name] for one in session.get_inputs()}
+
+
+def time_graph(path: Path, plain: Path, prompt: tuple[Tensor, Tensor, Tensor], repeats: int) -> Cost:
+    """Both graphs in turn, then node times of the first."""
+    sessions = [open_graph(one) for one in (path, plain)]
+    inputs = [feeds(one, *prompt) for one in sessions]
+    ways = [lambda _, one=one, given=given: one.run(None, given) for one, given in zip(sessions, inputs, strict=True)]
+    mine, theirs = (distribution(found).p50 for found in time_in_turn(ways, warm_up=1, repeats=repeats, tick=_quiet))
+    share = _selector_share(path, inputs[0])
+    return Cost(encoder=mine, selector=share * mine, share=share, plain=theirs)
+
+
+def _quiet() -> None:
+    pass
+
+
+def _selector_share(path: Path, given: dict[str, np.ndarray]) -> float:
+    with TemporaryDirectory() as folder:
+        session = open_graph(path, profile=str(Path(folder) / "profile"))
+        for _ in range(RUNS):
+            session.run(None, given)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    warm = kernels[len(kernels) // RUNS :]
+    return sum(e["dur"] for e in warm if e["name"].startswith(SELECTOR)) / max(1, sum(e["dur"] for e in warm))
+
+
+def probe(graphs: TokenGraphs, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Seeded pixels and a short made-up question."""
+    side = graphs.geometry.vision.image_size
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, 3, 9, 9, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=False)
+    pixels = smooth + 0.1 * torch.randn(1, 3, side, side, generator=generator)
+    ids = torch.tensor([[5, graphs.geometry.image_token_id, *range(6, 26)]])
+    return pixels, ids, torch.tensor([ids.shape[1]])
