@@ -114,7 +114,7 @@ def _print(fields: dict[str, Any], found: "Artifact") -> None:
     facts = {
         "question": fields["prompt"],
         "answer": fields["answer"].strip() or "(nothing: the first token was a stop token)",
-        "kept": f"{len(kept)} of {found.manifest.geometry.total} patches: {_ranges(kept)}",
+        "kept": f"{len(kept)} of {found.manifest.geometry.total}, patches {_ranges(kept)}",
         "first token": f"{timings['first_token']:.1f} ms" + (f" ({', '.join(parts)})" if parts else ""),
         "further tokens": f"{len(steps)}, {sum(steps) / len(steps):.1f} ms each" if steps else None,
         "ran on": f"{fields['provider']} ({fields['runtime']}), image prepared in {timings['preprocess']:.1f} ms",
@@ -123,11 +123,12 @@ def _print(fields: dict[str, Any], found: "Artifact") -> None:
 
 
 def _ranges(indices: list[int]) -> str:
-    """0, 1, 2, 7 as "0-2, 7"."""
+    """0, 1, 2, 7 as "0-2, 7"; -1 is the [CLS] row."""
     runs: list[list[int]] = []
-    for index in indices:
+    for index in sorted(set(indices) - {-1}):
         if runs and runs[-1][-1] == index - 1:
             runs[-1][1:] = [index]
         else:
             runs.append([index])
-    return ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in runs)
+    spelled = [f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in runs]
+    return ", ".join(["[CLS]"] * (-1 in indices) + spelled)

@@ -251,7 +251,7 @@ def _judge(golden: Golden) -> tuple[list[verify.Check], list[str]]:
     if not power.passed:
         open_questions.append(f"the comparison of logits has no power to tell the pruned model apart: {power.detail}")
     if golden.skipped:
-        open_questions.append(f"{golden.skipped} images were passed over, on which rounding decides what is kept")
+        open_questions.append(f"{golden.skipped} images were passed over: rounding decides what they keep or merge")
     return [power] if power.passed else [], open_questions
 
 
