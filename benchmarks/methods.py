@@ -1,7 +1,7 @@
 """The table of methods: accuracy, loyalty and cost of every method at every count, controls in the same table.
 
     python benchmarks/methods.py answer --tokens 192 128 64 32 --out answers.jsonl     (resumes; one line per run)
-    python benchmarks/methods.py time --tokens 192 128 64 32 --out times.jsonl         (ONNX Runtime, CPU, batch 1)
+    python benchmarks/methods.py time --tokens 192 128 64 32 --out times.jsonl         (ONNX Runtime, 1 core, batch 1)
     python benchmarks/methods.py table answers.jsonl times.jsonl > docs/methods-table.md
     python benchmarks/methods.py compact answers.jsonl
 
@@ -120,7 +120,7 @@ def clock(options: argparse.Namespace) -> None:
                 path = Path(folder) / "vision.onnx"
                 write_vision(graphs, model, tokens, weights, path)
                 weights.flush()
-                cost = time_graph(path, plain, probe(base), repeats=15)
+                cost = time_graph(path, plain, probe(base), repeats=15, threads=1)
                 line = {"method": name, "tokens": tokens, "encoder": cost.encoder, "selector": cost.selector}
                 line |= {"plain": cost.plain, "prefill": spent[tokens], "plain_prefill": spent[total]}
                 with options.out.open("a") as stream:
@@ -143,7 +143,7 @@ def _prefill(base: object, model: object, tokens: int, weights: WeightFile, fold
 
 
 def _run(path: Path) -> object:
-    session = open_graph(path)
+    session = open_graph(path, threads=1)
     kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
     given = {one.name: np.zeros(one.shape, kinds[one.type]) for one in session.get_inputs()}
     given["prompt_lengths"] += given["position_ids"].shape[1]

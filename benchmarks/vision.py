@@ -21,7 +21,7 @@ from tokcarve.passes.graph import TokenGraphs
 __all__ = ["Cost", "feeds", "open_graph", "probe", "time_graph", "write_vision"]
 
 MAX_TEXT = 64
-RUNS = 4
+RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,15 @@ def write_vision(graphs: TokenGraphs, model: nn.Module, tokens: int, weights: We
     return time.perf_counter() - started
 
 
-def open_graph(path: Path, *, profile: str | None = None) -> Any:
-    """An ONNX Runtime session on the CPU; `profile` is the prefix of the files that its node times go to."""
+def open_graph(path: Path, *, profile: str | None = None, threads: int = 0) -> Any:
+    """An ONNX Runtime session on the CPU; `profile` is the prefix of the files that its node times go to.
+
+    `threads` is per operator, 0 leaves it to ONNX Runtime.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.intra_op_num_threads = threads
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -70,13 +74,13 @@ def feeds(session: Any, pixels: Tensor, ids: Tensor, lengths: Tensor) -> dict[st
     return {one.name: given[one.name] for one in session.get_inputs()}
 
 
-def time_graph(path: Path, plain: Path, prompt: tuple[Tensor, Tensor, Tensor], repeats: int) -> Cost:
+def time_graph(path: Path, plain: Path, prompt: tuple[Tensor, Tensor, Tensor], repeats: int, threads: int = 0) -> Cost:
     """Both graphs in turn, then node times of the first."""
-    sessions = [open_graph(one) for one in (path, plain)]
+    sessions = [open_graph(one, threads=threads) for one in (path, plain)]
     inputs = [feeds(one, *prompt) for one in sessions]
     ways = [lambda _, one=one, given=given: one.run(None, given) for one, given in zip(sessions, inputs, strict=True)]
     mine, theirs = (distribution(found).p50 for found in time_in_turn(ways, warm_up=1, repeats=repeats, tick=_quiet))
-    share = _selector_share(path, inputs[0])
+    share = _selector_share(path, inputs[0], threads)
     return Cost(encoder=mine, selector=share * mine, share=share, plain=theirs)
 
 
@@ -84,9 +88,9 @@ def _quiet() -> None:
     pass
 
 
-def _selector_share(path: Path, given: dict[str, np.ndarray]) -> float:
+def _selector_share(path: Path, given: dict[str, np.ndarray], threads: int) -> float:
     with TemporaryDirectory() as folder:
-        session = open_graph(path, profile=str(Path(folder) / "profile"))
+        session = open_graph(path, profile=str(Path(folder) / "profile"), threads=threads)
         for _ in range(RUNS):
             session.run(None, given)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
