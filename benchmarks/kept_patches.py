@@ -33,7 +33,7 @@ def masked(image: Image.Image, kept: list[int], grid: tuple[int, int]) -> Image.
     """The image with every patch that was not kept faded towards white; the image must be square."""
     rows, columns = grid
     mask = np.zeros(rows * columns, dtype=bool)
-    mask[kept] = True
+    mask[[patch for patch in kept if patch >= 0]] = True  # -1 is the [CLS] row
     mask = mask.reshape(rows, columns).repeat(SIDE // rows, axis=0).repeat(SIDE // columns, axis=1)
     pixels = np.asarray(image.resize((SIDE, SIDE))).astype(float)[: mask.shape[0], : mask.shape[1]]
     faded = np.where(mask[..., None], pixels, 235 + 0.08 * pixels)
