@@ -4,6 +4,7 @@ Weights are read only where calibration needs them; everything else happens on t
 costs seconds and megabytes.
 """
 
+import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from safetensors.torch import save
 
 from tokcarve.passes import families
 from tokcarve.passes.checkpoint import Checkpoint, resolve, weights_identity
-from tokcarve.passes.errors import MethodError
+from tokcarve.passes.errors import MethodError, ModelError
 from tokcarve.passes.families.load import read_config, read_model
 from tokcarve.passes.flops import kv_bytes
 from tokcarve.passes.geometry import Geometry
@@ -128,7 +129,7 @@ def plan_recipe(
     place = out if out is not None else default_directory(checkpoint, recipe.method.name, tokens)
     check_output(place, force=force)
     method = method_of(recipe.method.name, recipe.method.parameters)
-    _check_plan(recipe, method, geometry, tokens)
+    _check_plan(recipe, checkpoint, method, geometry, tokens)
     calibrated = _calibrated(recipe, method, checkpoint, tokens, progress)
     graphs = families.capture(families.empty(config))
     check_captured(graphs)
@@ -146,7 +147,24 @@ def plan_recipe(
     )
 
 
-def _check_plan(recipe: Recipe, method: Method, geometry: Geometry, tokens: int) -> None:
+def _check_pixels(checkpoint: Checkpoint, geometry: Geometry) -> None:
+    """A method that reads pixels turns them back into 8-bit levels, so it must know how they were normalised."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = checkpoint.path / name
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise ModelError(f"{path} is no JSON ({error}); get the checkpoint's own file again") from None
+        fields = fields.get("image_processor", fields)
+        for key, expected in (("image_mean", geometry.vision.mean), ("image_std", geometry.vision.std)):
+            if tuple(fields.get(key, expected)) != tuple(expected):
+                raise MethodError(
+                    f"the method reads pixels normalised with {key} {list(expected)}, as {geometry.vision.kind} towers "
+                    f"are trained, and {path} says {fields[key]}; choose parameters that read no pixels"
+                )
+
+
+def _check_plan(recipe: Recipe, checkpoint: Checkpoint, method: Method, geometry: Geometry, tokens: int) -> None:
     """Refuses before anything is read what cannot be planned, and samples that are missing or for nothing."""
     learns = tokens < geometry.total and method.fit(geometry, tokens) is not None
     if learns and recipe.calibration is None:
@@ -155,7 +173,9 @@ def _check_plan(recipe: Recipe, method: Method, geometry: Geometry, tokens: int)
             "of images, or a JSONL file)"
         )
     if not learns:
-        planned(method, geometry, tokens, None, recipe.positions)
+        stages = planned(method, geometry, tokens, None, recipe.positions)
+        if any("pixels" in stage.reads for stage in stages):
+            _check_pixels(checkpoint, geometry)
         if recipe.calibration is not None and method.dynamic() is None:
             raise MethodError(
                 f"method {recipe.method.name} leaves nothing open to calibrate with these parameters; "

@@ -1,6 +1,6 @@
 """DivPrune: the tokens that lie farthest from one another, picked one by one.
 
-Source      arXiv:2503.02175 (CVPR 2025); code vbdi/divprune @ 799e2d9, not read for this file (CC BY-NC).
+Source      arXiv:2503.02175 (CVPR 2025); code vbdi/divprune @ 799e2d9 (CC BY-NC).
 Reads       tokens [batch, n, hidden] behind the connector.
 Gives       score [batch, n]: 1 for the picked tokens, 0 for the rest. First is the token whose nearest neighbour is
             farthest by cosine, then always the one whose nearest picked token is farthest.

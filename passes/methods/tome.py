@@ -1,6 +1,6 @@
 """ToMe: in every vision layer, merge the pairs of tokens whose keys are most alike.
 
-Source      arXiv:2210.09461 (ICLR 2023); code facebookresearch/ToMe @ af95e4b, not read for this file (CC BY-NC).
+Source      arXiv:2210.09461 (ICLR 2023); code facebookresearch/ToMe @ af95e4b (CC BY-NC).
 Reads       keys [batch, heads, rows, head_dim] of every used vision layer; merges between its attention and its MLP.
 Gives       weights [batch, keep, r], one-hot over size: every result is the mean of the patches it holds.
 Cost        one half-by-half key product and an r-row product per layer; the tower itself gets shorter.

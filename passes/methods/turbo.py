@@ -1,6 +1,6 @@
 """Turbo: ToMe whose tokens are the safer from merging the more [CLS] attends to them.
 
-Source      arXiv:2407.11717 (ECCV 2024), section 3; code at commit 1e7e108, not read for this file (no licence).
+Source      arXiv:2407.11717 (ECCV 2024), section 3; code at commit 1e7e108 (no licence).
 Reads       keys [batch, heads, rows, head_dim] and cls_attention [batch, heads, 1+n] of every used vision layer.
 Gives       weights [batch, keep, r], one-hot over size. Merged first is what is most alike to another token, less
             alpha * scale * its head-mean attention from [CLS], dimensionless.

@@ -1,6 +1,6 @@
 """VFlowOpt, stage 1: importance from the rows of attention sinks; what is pruned is recycled cell by cell.
 
-Source      arXiv:2508.05211 (ICCV 2025), code sihany077/VFlowOpt @ 129eeef, not read for this file (CC BY-NC).
+Source      arXiv:2508.05211 (ICCV 2025), code sihany077/VFlowOpt @ 129eeef (CC BY-NC).
 Reads       attention [batch, rows, rows] of the last used vision layer; with alpha also pixels [batch, 3, h, w].
 Gives       importance [batch, n]: mean attention from the sinks (patches that receive over `threshold` times the mean)
             plus alpha times the softmax of each patch's grey-level entropy in bits; higher means keep. After the

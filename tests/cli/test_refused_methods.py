@@ -1,11 +1,16 @@
 """What a method cannot do with a model or a count: one sentence that says what would work, nothing written."""
 
+import json
+import shutil
 from pathlib import Path
 
 import models
 import pytest
 from refusals import refused
 from transformers.utils.logging import disable_progress_bar
+from typer.testing import CliRunner
+
+from tokcarve.cli.main import app
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +81,19 @@ REFUSED = {
         "method tome leaves nothing open to calibrate with these parameters; leave --samples out",
     ),
 }
+
+
+def test_pixels_that_were_normalised_otherwise(towers: dict[str, Path], tmp_path: Path) -> None:
+    words = ["--method", "vflowopt", "--tokens", "16", "--param", "alpha=0.5", "--dry-run"]
+    copy = Path(shutil.copytree(towers["clip"], tmp_path / "copy"))
+    assert CliRunner().invoke(app, ["compress", str(copy), *words]).exit_code == 0
+    path = copy / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.5, 0.5, 0.5]}))
+    text = refused("compress", copy, *words)
+    assert "image_mean [0.48145466, 0.4578275, 0.40821073], as clip towers are trained" in text
+    assert text.endswith("says [0.5, 0.5, 0.5]; choose parameters that read no pixels")
+    path.write_text("{")
+    assert "preprocessor_config.json is no JSON" in refused("compress", copy, *words)
 
 
 @pytest.mark.parametrize("case", REFUSED)
