@@ -48,7 +48,7 @@ def rewrite(graphs: TokenGraphs, stages: Sequence[Stage]) -> RewriteResult:
     carved = replace(graphs, vision=expand_layers(graphs.vision, layers)) if layers else graphs
     total, schedule, rank = graphs.geometry.total, list[StageRecord](), -1
     for stage in stages:
-        place = _rank(carved, stage)
+        place = _place(carved, stage)
         if place <= rank:
             raise MethodError(f"stage at {stage.site} comes after a later site; order the stages by depth")
         if not 1 <= stage.keep <= total:
@@ -64,7 +64,8 @@ def _sites(graphs: TokenGraphs) -> list[str]:
     return [node.meta["site"] for node in graphs.vision.graph.nodes if "site" in node.meta]
 
 
-def _rank(graphs: TokenGraphs, stage: Stage) -> int:
+def _place(graphs: TokenGraphs, stage: Stage) -> int:
+    """Which site of the graph, in order, a stage goes to; refuses a stage that cannot go there."""
     sites = _sites(graphs)
     if stage.site not in sites:
         raise MethodError(f"no site {stage.site!r} in this graph; it has {', '.join(sites)}")

@@ -105,17 +105,17 @@ def _counted(work: _Work, method: Method, dynamic: Method) -> tuple[Frozen, dict
 
 
 def _fitted(work: _Work, fit: Fit) -> tuple[Frozen, dict[str, Any]]:
-    held: list[Tensor] = []
     for pixels, done in work.batches():
         learning = pixels[: max(0, work.first - done)]
         if learning.shape[0]:
             fit.add(tokens_at(work.graphs, fit.site, learning))
-        held.append(pixels[learning.shape[0] :])
-    tensors = fit.solve()
-    rows = [tokens_at(work.graphs, fit.site, pixels) for pixels in held if pixels.shape[0]]
-    loss = fit.loss(tensors, torch.cat(rows))
+    tensors, losses, done = fit.solve(), list[float](), 0
+    # read again, so that memory does not grow with the samples held out
+    for pixels in pixel_batches(work.samples, work.checkpoint):
+        held, done = pixels[max(0, work.first - done) :], done + pixels.shape[0]
+        losses.extend(fit.loss(tensors, tokens_at(work.graphs, fit.site, image.unsqueeze(0))) for image in held)
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    return Frozen(tensors=tensors), {"tensors": shapes, "held_out_loss": loss}
+    return Frozen(tensors=tensors), {"tensors": shapes, "held_out_loss": sum(losses) / len(losses)}
 
 
 def calibration_samples(asked: Calibration) -> SampleSet:
