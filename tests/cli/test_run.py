@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 import tokcarve
 from tokcarve.cli.main import app
+from tokcarve.cli.run import _ranges
 from tokcarve.exporters.export import export_ort
 
 
@@ -59,7 +60,7 @@ def test_json_has_the_documented_shape(toy: Path) -> None:
 def test_people_get_the_answer_the_patches_and_the_times(toy: Path) -> None:
     done = ask(toy, "--image", toy.parent / "a.png", "--prompt", "what is it?", "--max-new", 5)
     assert done.exit_code == 0
-    for words in ("what is it?", "4 of 16 patches", "first token", "4, ", "CPU (ort)"):
+    for words in ("what is it?", "4 of 16, patches", "first token", "4, ", "CPU (ort)"):
         assert words in done.stdout
 
 
@@ -142,3 +143,8 @@ def test_torch_refuses_what_makes_no_answer(exported: Path, tmp_path: Path) -> N
     image = picture(tmp_path / "a.png")
     done = ask(exported, "--image", image, "--prompt", "why?", "--runtime", "torch", "--max-new", 0)
     assert done.exit_code == 2 and "max_new=0 asks for no answer" in done.stderr
+
+
+def test_the_cls_row_is_named_and_merged_tokens_stand_in_order() -> None:
+    assert _ranges([-1, 0, 1, 2, 7]) == "[CLS], 0-2, 7"
+    assert _ranges([7, 2, 1]) == "1-2, 7"
