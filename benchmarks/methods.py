@@ -51,7 +51,7 @@ answers, counting and comparison too, that equal the unpruned model's. Brackets 
 over scenes, in points; a method "beats" the best control of its count where the whole interval is above zero. Random is
 the mean of three seeds. Encoder, selector and prefill are milliseconds of the vision graph, of the part of it that
 choosing takes, and of the prompt with 64 text tokens, in ONNX Runtime on one core of a shared machine; ratio is the
-vision graph over the unpruned one, measured in turn.
+vision graph over the unpruned one, measured in turn. This tower is 128 wide, so choosing weighs more than on CLIP-L.
 """
 DRAWS = 2000
 
