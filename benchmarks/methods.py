@@ -3,7 +3,7 @@
     python benchmarks/methods.py answer --tokens 192 128 64 32 --out answers.jsonl     (resumes; one line per run)
     python benchmarks/methods.py time --tokens 192 128 64 32 --out times.jsonl         (ONNX Runtime, 1 core, batch 1)
     python benchmarks/methods.py table answers.jsonl times.jsonl > docs/methods-table.md
-    python benchmarks/methods.py compact answers.jsonl
+    python benchmarks/methods.py compact answers.jsonl [--families counting]
 
 Accuracy is exact match over existence, colour, shape, place and digit on the evaluation scenes of the bundled
 checkpoint; "same" is the share of all answers that equal the unpruned model's. Intervals are 95 % of a paired
@@ -19,11 +19,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from answering import answers, batches, carved
 from transformers import AutoProcessor
-from vision import open_graph, probe, time_graph, write_vision
+from vision import open_graph, probe, time_graph, write_graph
 
 from tokcarve.exporters.device.timing import distribution, time_in_turn
-from tokcarve.exporters.modules import face_graphs, shapes
-from tokcarve.exporters.onnx import lower, weight_names
 from tokcarve.exporters.weights import WeightFile
 from tokcarve.passes import families
 from tokcarve.passes.checkpoint import resolve
@@ -113,8 +111,10 @@ def clock(options: argparse.Namespace) -> None:
     total = base.geometry.total
     with TemporaryDirectory() as folder, WeightFile(Path(folder) / "weights.data") as weights:
         plain = Path(folder) / "plain.onnx"
-        write_vision(base, model, total, weights, plain)
-        prefill = {n: _prefill(base, model, n, weights, Path(folder)) for n in (total, *options.tokens)}
+        write_graph("vision", base, model, total, weights, plain)
+        prefill = {n: Path(folder) / f"prefill{n}.onnx" for n in (total, *options.tokens)}
+        for n, path in prefill.items():
+            write_graph("prefill", base, model, n, weights, path)
         weights.flush()
         ways = [_run(path) for path in prefill.values()]
         found = time_in_turn(ways, warm_up=2, repeats=15, tick=lambda: None)
@@ -128,7 +128,7 @@ def clock(options: argparse.Namespace) -> None:
                 except MethodError:
                     continue
                 path = Path(folder) / "vision.onnx"
-                write_vision(graphs, model, tokens, weights, path)
+                write_graph("vision", graphs, model, tokens, weights, path)
                 weights.flush()
                 cost = time_graph(path, plain, probe(base), repeats=15, threads=1)
                 line = {"method": name, "tokens": tokens, "encoder": cost.encoder, "selector": cost.selector}
@@ -136,20 +136,6 @@ def clock(options: argparse.Namespace) -> None:
                 with options.out.open("a") as stream:
                     stream.write(json.dumps(line) + "\n")
                 print(line, flush=True)
-
-
-def _prefill(base: object, model: object, tokens: int, weights: WeightFile, folder: Path) -> Path:
-    sizes = shapes(base, tokens=tokens, batch=1, max_text=64, max_new=1)
-    piece = face_graphs(base, sizes)["prefill"]
-    made = lower(
-        piece.module,
-        piece.inputs,
-        input_names=piece.input_names,
-        output_names=piece.output_names,
-        names=weight_names(model),
-    )
-    weights.save(made, folder / f"prefill{tokens}.onnx")
-    return folder / f"prefill{tokens}.onnx"
 
 
 def _run(path: Path) -> object:
@@ -217,7 +203,9 @@ def compact(options: argparse.Namespace) -> None:
             rows.setdefault(name, {})[count] = line
 
     def hits(line: dict) -> float:
-        return 100 * mean(h for h, family in zip(line["hits"], line["family"], strict=True) if family in CORE)
+        return 100 * mean(
+            h for h, family in zip(line["hits"], line["family"], strict=True) if family in options.families
+        )
 
     print("| method | " + " | ".join(map(str, counts)) + " |\n|---|" + "--:|" * len(counts))
     for name, found in sorted(rows.items(), key=lambda pair: -hits(pair[1][64])):
@@ -236,11 +224,14 @@ def main() -> None:
         one.add_argument("--samples", type=int, default=1000)
         one.add_argument("--out", type=Path, required=True)
         one.set_defaults(verb=verb)
-    for name, verb in (("table", table), ("compact", compact)):
-        one = verbs.add_parser(name)
-        one.add_argument("answers", type=Path)
-        one.add_argument("times", type=Path, nargs="?", default=Path("nothing"))
-        one.set_defaults(verb=verb)
+    one = verbs.add_parser("table")
+    one.add_argument("answers", type=Path)
+    one.add_argument("times", type=Path)
+    one.set_defaults(verb=table)
+    one = verbs.add_parser("compact")
+    one.add_argument("answers", type=Path)
+    one.add_argument("--families", nargs="+", default=CORE)
+    one.set_defaults(verb=compact)
     options = parser.parse_args()
     options.verb(options)
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 from shapes import llava
 from transformers import LlamaConfig, LlavaForConditionalGeneration
-from vision import probe, time_graph, write_vision
+from vision import probe, time_graph, write_graph
 
 from tokcarve.exporters.weights import WeightFile
 from tokcarve.passes import families
@@ -68,7 +68,7 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     with TemporaryDirectory() as folder, WeightFile(Path(folder) / "weights.data") as weights:
         plain, path = Path(folder) / "plain.onnx", Path(folder) / "vision.onnx"
-        write_vision(base, model, base.geometry.total, weights, plain)
+        write_graph("vision", base, model, base.geometry.total, weights, plain)
         for tokens in options.tokens:
             for name in options.methods:
                 try:
@@ -76,7 +76,7 @@ def main() -> None:
                 except MethodError as error:
                     print(f"| {name} | {tokens} | refused: {error} |", flush=True)
                     continue
-                seconds = write_vision(graphs, model, tokens, weights, path)
+                seconds = write_graph("vision", graphs, model, tokens, weights, path)
                 weights.flush()
                 cost = time_graph(path, plain, probe(base), options.repeats)
                 print(

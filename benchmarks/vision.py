@@ -1,6 +1,5 @@
 """The vision graph of a method by itself, lowered, opened in ONNX Runtime and timed: what the benchmarks share."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,13 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from tokcarve.exporters.device.timing import SELECTOR, distribution, time_in_turn
-from tokcarve.exporters.modules import Shapes, face_graphs
+from tokcarve.exporters.device.timing import distribution, profiled_share, time_in_turn
+from tokcarve.exporters.modules import face_graphs, shapes
 from tokcarve.exporters.onnx import lower, weight_names
 from tokcarve.exporters.weights import WeightFile
 from tokcarve.passes.graph import TokenGraphs
 
-__all__ = ["Cost", "feeds", "open_graph", "probe", "time_graph", "write_vision"]
+__all__ = ["Cost", "feeds", "open_graph", "probe", "time_graph", "write_graph"]
 
 MAX_TEXT = 64
 RUNS = 3
@@ -34,12 +33,12 @@ class Cost:
     plain: float
 
 
-def write_vision(graphs: TokenGraphs, model: nn.Module, tokens: int, weights: WeightFile, path: Path) -> float:
-    """Writes the vision graph for prompts of up to 64 text tokens, batch 1; seconds from torch to file."""
+def write_graph(
+    which: str, graphs: TokenGraphs, model: nn.Module, tokens: int, weights: WeightFile, path: Path
+) -> float:
+    """Writes the graph `which` for prompts of up to 64 text tokens, batch 1; seconds from torch to file."""
     started = time.perf_counter()
-    rows = (tokens + MAX_TEXT,)
-    sizes = Shapes(batch=1, tokens=tokens, total=graphs.geometry.total, prompt=rows[0], rows=rows, max_new=1)
-    piece = face_graphs(graphs, sizes)["vision"]
+    piece = face_graphs(graphs, shapes(graphs, tokens=tokens, batch=1, max_text=MAX_TEXT, max_new=1))[which]
     found = lower(
         piece.module,
         piece.inputs,
@@ -93,10 +92,7 @@ def _selector_share(path: Path, given: dict[str, np.ndarray], threads: int) -> f
         session = open_graph(path, profile=str(Path(folder) / "profile"), threads=threads)
         for _ in range(RUNS):
             session.run(None, given)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
-    warm = kernels[len(kernels) // RUNS :]
-    return sum(e["dur"] for e in warm if e["name"].startswith(SELECTOR)) / max(1, sum(e["dur"] for e in warm))
+        return profiled_share(Path(session.end_profiling()), RUNS)
 
 
 def probe(graphs: TokenGraphs, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

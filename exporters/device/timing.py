@@ -12,7 +12,7 @@ from time import perf_counter
 
 from tokcarve.exporters.device.session import Array, Face
 
-__all__ = ["SELECTOR", "Distribution", "distribution", "node_share", "time_in_turn"]
+__all__ = ["SELECTOR", "Distribution", "distribution", "node_share", "profiled_share", "time_in_turn"]
 
 SELECTOR = "tokcarve_select"
 """Names of nodes that belong to token selection start with this."""
@@ -71,8 +71,13 @@ def node_share(face: Face, name: str, feeds: Mapping[str, Array], *, prefix: str
         graph = face.open(name, profile_to=Path(folder) / "profile")
         for _ in range(_PROFILED_RUNS):
             graph.run(feeds)
-        events = json.loads(Path(graph.session.end_profiling()).read_text(encoding="utf-8"))
+        return profiled_share(Path(graph.session.end_profiling()), _PROFILED_RUNS, prefix=prefix)
+
+
+def profiled_share(profile: Path, runs: int, *, prefix: str = SELECTOR) -> float:
+    """That share in a file of ONNX Runtime's profiler over `runs` runs, of which the first warms up."""
+    events = json.loads(profile.read_text(encoding="utf-8"))
     kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
-    warm = kernels[len(kernels) // _PROFILED_RUNS :]
+    warm = kernels[len(kernels) // runs :]
     total = sum(event["dur"] for event in warm)
     return sum(event["dur"] for event in warm if event["name"].startswith(prefix)) / total if total else 0.0
