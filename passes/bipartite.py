@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokcarve.passes.choose import best, one_hot, sorting, take, top_in_order, top_mask
+from tokcarve.passes.choose import best, one_hot, sorting, take, top_in_order, top_mask, unit
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.stage import Carry, Outcome, Rule, Signals, Stage
@@ -51,8 +51,7 @@ def removals(total: int, tokens: int, layers: int, title: str) -> list[int]:
 
 def alike(keys: Float[Tensor, "batch heads rows dim"], prefix: int) -> Float[Tensor, "batch a b"]:
     """Cosine between the head-mean keys of the patches that may go and of those that may take one in."""
-    metric = keys.mean(dim=1)[:, prefix:]
-    metric = metric / metric.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    metric = unit(keys.mean(dim=1)[:, prefix:])
     similar: Tensor = metric[:, prefix::2] @ metric[:, 1 - prefix :: 2].transpose(1, 2)
     return similar
 

@@ -8,7 +8,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["LOWEST", "alive_after", "best", "merge", "one_hot", "order", "sorting", "take", "top_in_order", "top_mask"]
+__all__ = [
+    "LOWEST",
+    "alive_after",
+    "best",
+    "merge",
+    "one_hot",
+    "order",
+    "rank",
+    "sorting",
+    "take",
+    "top_in_order",
+    "top_mask",
+    "unit",
+]
 
 LOWEST = torch.finfo(torch.float32).min / 2  # of a living token; a dead one lies below every living one
 _DEAD = 2 * LOWEST
@@ -97,6 +110,20 @@ def merge(
         merged = merged + own.unsqueeze(-1) * take(patches, index)
     merged = merged.to(rows.dtype)
     return torch.cat([rows[:, :prefix], merged], dim=1) if prefix else merged
+
+
+def unit(rows: Float[Tensor, "batch *n width"]) -> Float[Tensor, "batch *n width"]:
+    """Every row at length 1; zero stays zero."""
+    units: Tensor = rows / rows.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return units
+
+
+def rank(score: Float[Tensor, "batch n"], peers: Bool[Tensor, "n n"] | None = None) -> Int[Tensor, "batch n"]:
+    """How many of its peers (default: all) come before each entry: a higher score, or the same and a lower index."""
+    order = torch.arange(score.shape[1], device=score.device)
+    mine, other = score.unsqueeze(2), score.unsqueeze(1)
+    before = (other > mine) | ((other == mine) & (order < order.unsqueeze(1)))
+    return (before if peers is None else before & peers).sum(dim=2)
 
 
 def sorting(index: Int[Tensor, "batch n"], total: int) -> Int[Tensor, "batch n"]:

@@ -7,7 +7,7 @@ whose head-mean keys are most alike to theirs.
 import torch
 
 from tokcarve.passes.bipartite import Order
-from tokcarve.passes.choose import best, one_hot, sorting, take, top_in_order, top_mask
+from tokcarve.passes.choose import best, one_hot, sorting, take, top_in_order, top_mask, unit
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.stage import Carry, Outcome, Rule, Signals, Stage
 
@@ -28,8 +28,7 @@ def folding(total: int, tokens: int, contextual: int, order: Order) -> Rule:
             index.append(top_in_order(dominant.float(), chosen))
         weights = score.new_zeros(score.shape[0], tokens - contextual, total - chosen)
         if contextual:
-            keys = take(signals["keys"].mean(dim=1)[:, 1:], rest)
-            keys = keys / keys.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+            keys = unit(take(signals["keys"].mean(dim=1)[:, 1:], rest))
             anchors = slice(0, step * (contextual - 1) + 1, step)
             index.append(rest[:, anchors])
             place = torch.arange(total - chosen, device=score.device)

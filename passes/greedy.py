@@ -10,18 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokcarve.passes.choose import LOWEST, best, take
+from tokcarve.passes.choose import LOWEST, best, take, unit
 
-__all__ = ["SPENT", "apart", "loneliest", "spread", "unit", "volume"]
+__all__ = ["SPENT", "apart", "loneliest", "spread", "volume"]
 
 PICKED = -1e30  # below every other, and finite times any weight
 SPENT = 3e-4  # far above what float32 leaves of a vector in the span, so that every runtime stops at the same one
-
-
-def unit(tokens: Float[Tensor, "batch *n hidden"]) -> Float[Tensor, "batch *n hidden"]:
-    """Every token at length 1; zero stays zero."""
-    units: Tensor = tokens / tokens.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return units
 
 
 def _same(n: int, like: Tensor) -> Tensor:

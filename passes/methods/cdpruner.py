@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokcarve.passes.choose import one_hot
+from tokcarve.passes.choose import one_hot, unit
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.greedy import SPENT, unit, volume
+from tokcarve.passes.greedy import SPENT, volume
 from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
 
 __all__ = ["CDPruner", "keeping", "relevance"]
@@ -30,13 +30,10 @@ __all__ = ["CDPruner", "keeping", "relevance"]
 NOTHING = 1e-6
 
 
-def relevance(
-    cosine: Float[Tensor, "batch n"], sign: float = 1.0, theta: float | None = None
-) -> Float[Tensor, "batch n"]:
-    """Token-to-text cosines, times `sign`, spread over 0 to 1 within each image; equal cosines give 1."""
-    raised = sign * cosine
-    low, high = raised.amin(dim=1, keepdim=True), raised.amax(dim=1, keepdim=True)
-    spread = (raised - low + NOTHING) / (high - low).clamp_min(NOTHING)
+def relevance(cosine: Float[Tensor, "batch n"], theta: float | None = None) -> Float[Tensor, "batch n"]:
+    """Token-to-text cosines, spread over 0 to 1 within each image; equal cosines give 1."""
+    low, high = cosine.amin(dim=1, keepdim=True), cosine.amax(dim=1, keepdim=True)
+    spread = (cosine - low + NOTHING) / (high - low).clamp_min(NOTHING)
     if theta is None:
         return spread
     return torch.exp(theta / (2 * (1 - theta)) * (spread - spread.amax(dim=1, keepdim=True))).clamp_min(NOTHING)

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokcarve.passes.choose import one_hot
+from tokcarve.passes.choose import one_hot, rank, unit
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
 
-__all__ = ["HoloV", "bands", "better", "holistic", "quotas", "spread"]
+__all__ = ["HoloV", "bands", "holistic", "quotas", "spread"]
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -34,14 +34,6 @@ TINY = torch.finfo(torch.float32).tiny
 def bands(total: int, crops: int) -> list[int]:
     """The band 0..crops-1 of each of `total` tokens; the first total % crops bands are one token longer."""
     return [band for band in range(crops) for _ in range(total // crops + (band < total % crops))]
-
-
-def better(score: Float[Tensor, "batch n"], peers: Bool[Tensor, "n n"] | None = None) -> Int[Tensor, "batch n"]:
-    """How many of its peers (default: all) come before each entry: a higher score, or the same and a lower index."""
-    order = torch.arange(score.shape[1], device=score.device)
-    mine, other = score.unsqueeze(2), score.unsqueeze(1)
-    before = (other > mine) | ((other == mine) & (order < order.unsqueeze(1)))
-    return (before if peers is None else before & peers).sum(dim=2)
 
 
 def quotas(
@@ -52,7 +44,7 @@ def quotas(
     mean = (attention.unsqueeze(2) * member).sum(dim=1) / member.sum(dim=0)
     share = mean / mean.sum(dim=1, keepdim=True).clamp_min(TINY)
     quota = torch.floor(share * keep)
-    return quota + (better(share) < keep - quota.sum(dim=1, keepdim=True)).float()
+    return quota + (rank(share) < keep - quota.sum(dim=1, keepdim=True)).float()
 
 
 def spread(
@@ -66,7 +58,7 @@ def spread(
 ) -> Float[Tensor, "batch tokens"]:
     """`score` plus `bonus`, which must exceed its range, on the best tokens of each band as far as its quota goes."""
     due = (quotas(attention, band, crops, keep).unsqueeze(1) * one_hot(band, crops)).sum(dim=2)
-    return score + bonus * (better(score, band == band.unsqueeze(1)) < due).float()
+    return score + bonus * (rank(score, band == band.unsqueeze(1)) < due).float()
 
 
 def holistic(
@@ -78,9 +70,9 @@ def holistic(
     """H of the header, in 0..1+alpha."""
     same, order = band == band.unsqueeze(1), torch.arange(band.shape[0], device=band.device)
     others = (same.sum(dim=1) - 1).clamp_min(1)
-    unit: Tensor = tokens / tokens.norm(dim=-1, keepdim=True).clamp_min(TINY)
+    units = unit(tokens)
     # a token's cosine to itself counts as 0, as in the code
-    alike = (unit @ unit.transpose(1, 2)) * (same & (order != order.unsqueeze(1)))
+    alike = (units @ units.transpose(1, 2)) * (same & (order != order.unsqueeze(1)))
     away = (alike - alike.sum(dim=2, keepdim=True) / others.unsqueeze(1)) * same
     variance = away.square().sum(dim=2) / others
     looked, varied = ((value.unsqueeze(1) * same).sum(dim=2) for value in (attention, variance))

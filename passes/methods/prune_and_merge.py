@@ -78,7 +78,7 @@ class PruneAndMerge(Method):
         count="exact",
         cost="one constant matrix product",
         source="prune_and_merge (reference code)",
-        licence="none stated",
+        licence="unknown",
     )
 
     def fit(self, geometry: Geometry, tokens: int) -> Fit | None:

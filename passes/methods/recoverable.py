@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tokcarve.passes.bipartite import Order
-from tokcarve.passes.choose import LOWEST, best, one_hot, sorting, take, top_in_order, top_mask
+from tokcarve.passes.choose import LOWEST, best, one_hot, rank, sorting, take, top_in_order, top_mask, unit
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.greedy import unit
 from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
 
 __all__ = ["Recoverable", "attended"]
@@ -36,13 +35,6 @@ def attended(signals: Signals, carry: Carry) -> Outcome:
     keys, query = (signals[name].transpose(1, 2).flatten(2) for name in ("next_keys", "next_cls_query"))
     share = torch.softmax(query @ keys.transpose(1, 2) / keys.shape[2] ** 0.5, dim=2)
     return {"seen": share[:, 0, 1:], "keys": keys[:, 1:]}
-
-
-def _falling(score: Float[Tensor, "batch m"]) -> Int[Tensor, "batch m"]:
-    """The permutation to falling score, the lower place first among equals."""
-    theirs, own, place = score.unsqueeze(1), score.unsqueeze(2), torch.arange(score.shape[1], device=score.device)
-    before = (theirs > own) | ((theirs == own) & (place < place.unsqueeze(1)))
-    return sorting(before.long().sum(dim=2), score.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,5 +110,5 @@ class Recoverable(Method):
         made = {"index": index, "weights": held * seen.unsqueeze(1), "own": take(whole, index)}
         if self.order == "raster":
             return made
-        behind = _falling(take(torch.where(kept, 2.0, seen * whole - last), index))
+        behind = sorting(rank(take(torch.where(kept, 2.0, seen * whole - last), index)), index.shape[1])
         return {name: take(value, behind) for name, value in made.items()}

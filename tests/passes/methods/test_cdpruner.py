@@ -12,10 +12,10 @@ from twelve import TEXT, TWELVE
 from watcher import Watcher
 
 from tokcarve.passes import families
-from tokcarve.passes.choose import top_in_order
+from tokcarve.passes.choose import top_in_order, unit
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.graph import TokenGraphs
-from tokcarve.passes.greedy import unit, volume
+from tokcarve.passes.greedy import volume
 from tokcarve.passes.insert import rewrite
 from tokcarve.passes.methods.cdpruner import CDPruner, keeping, relevance
 
@@ -42,7 +42,7 @@ RECORDED = [
 
 @pytest.mark.parametrize(("sign", "ids", "heights", "logdet"), RECORDED)
 def test_twelve_rows(sign: float, ids: list[int], heights: list[float], logdet: float) -> None:
-    weight = relevance(cosine(TWELVE, TEXT), sign)
+    weight = relevance(sign * cosine(TWELVE, TEXT))
     picked, fresh = volume(unit(TWELVE), weight, 5)
     assert picked.tolist() == [ids]
     made = gains(weight, picked, fresh)
@@ -57,7 +57,7 @@ class TestRelevance:
         given_ = torch.tensor([[0.1, 0.5, 0.3], [0.2, 0.2, 0.2]])
         expected = torch.tensor([[0.0, 1.0, 0.5], [1.0, 1.0, 1.0]])
         torch.testing.assert_close(relevance(given_), expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(relevance(given_, -1.0)[0], 1 - expected[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(relevance(-given_)[0], 1 - expected[0], atol=1e-5, rtol=0)
         assert relevance(given_)[0, 0] > 0, "the least relevant token is not nothing"
 
     def test_theta_by_hand(self) -> None:

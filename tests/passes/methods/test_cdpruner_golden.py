@@ -6,9 +6,9 @@ from goldens_support import IMAGES, Recorded, carved, check_answers, golden_grap
 from torch import Tensor
 from watcher import Watcher
 
-from tokcarve.passes.choose import take, top_in_order
+from tokcarve.passes.choose import take, top_in_order, unit
 from tokcarve.passes.graph import drop_prefix
-from tokcarve.passes.greedy import unit, volume
+from tokcarve.passes.greedy import volume
 from tokcarve.passes.methods.cdpruner import CDPruner, keeping, relevance
 
 WHOLE, WIDE = ("48", "48_M2", "32"), ("192_wide", "128_wide", "64_wide")
@@ -32,7 +32,7 @@ def features(golden: Recorded) -> dict[str, Tensor]:
 
 def relevant(golden: Recorded, budget: str) -> Tensor:
     """The mean over text segments, negated: patches of CLIP are the less alike to a text the more it speaks of them."""
-    return relevance(golden.stack(budget, "cos_image_text").mean(dim=2), sign=-1.0)
+    return relevance(-golden.stack(budget, "cos_image_text").mean(dim=2))
 
 
 def select(golden: Recorded, features: dict[str, Tensor], budget: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +67,7 @@ def test_the_comparison_has_power(golden: Recorded, features: dict[str, Tensor])
     others = [
         volume(units, relevance(cosine), 48)[0],
         volume(units, torch.ones_like(weight), 48)[0],
-        volume(units, relevance(cosine, -1.0, theta=0.5), 48)[0],
+        volume(units, relevance(-cosine, theta=0.5), 48)[0],
         top_in_order(weight, 48),
     ]
     for other in others:

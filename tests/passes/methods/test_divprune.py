@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from twelve import TWELVE
 
-from tokcarve.passes.greedy import apart, loneliest, spread, unit
+from tokcarve.passes.choose import unit
+from tokcarve.passes.greedy import apart, loneliest, spread
 from tokcarve.passes.methods.divprune import DivPrune
 from tokcarve.passes.methods.todre import ToDRE
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from watcher import Watcher
 
 from tokcarve.passes import families
-from tokcarve.passes.choose import top_in_order
+from tokcarve.passes.choose import rank, top_in_order
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import rewrite
-from tokcarve.passes.methods.holov import HoloV, bands, better, holistic, quotas, spread
+from tokcarve.passes.methods.holov import HoloV, bands, holistic, quotas, spread
 from tokcarve.passes.methods.vtc_cls import VtcCls
 
 PLAIN = ("192_C5", "192_C16", "128_C8", "64_C16", "32_C32")
@@ -80,9 +80,9 @@ class TestByHand:
 
     def test_who_comes_before_whom(self) -> None:
         score = torch.tensor([[3.0, 5.0, 3.0, 1.0]])
-        assert better(score).tolist() == [[1, 0, 2, 3]]
+        assert rank(score).tolist() == [[1, 0, 2, 3]]
         band = torch.tensor([0, 0, 1, 1])
-        assert better(score, band == band.unsqueeze(1)).tolist() == [[1, 0, 0, 1]]
+        assert rank(score, band == band.unsqueeze(1)).tolist() == [[1, 0, 0, 1]]
 
     @pytest.mark.parametrize(("keep", "crops"), [(192, 5), (128, 8), (64, 16), (320, 3), (58, 17), (32, 32), (575, 1)])
     def test_how_many_bands(self, keep: int, crops: int) -> None:
