@@ -65,7 +65,7 @@ def answers(graphs: TokenGraphs, work: list[Batch], tokenizer: object) -> list[s
         # an image is encoded once, unless what is kept depends on the question
         per = batch.scene if not graphs.reads_text else torch.arange(len(batch.scene))
         pixels = batch.pixels[batch.scene] if graphs.reads_text else batch.pixels
-        features, kept = graphs.see(pixels, prompt.input_ids, prompt.lengths)
+        features, kept, _ = graphs.see(pixels, prompt.input_ids, prompt.lengths)
         last = list(kept.values())[-1][per] if kept else None
         embeds, positions = graphs.embedding(prompt.input_ids, features[per], last)
         logits, keys, values = graphs.language(embeds, positions, prompt.lengths)

@@ -53,10 +53,10 @@ def ambiguous(graphs: TokenGraphs, prompt: Prompt, sets: bool) -> bool:
     """Whether torch itself keeps something else (`sets`), or the same but merged elsewhere, when pixels change by 1e-5:
     two right programs may differ."""
     generator = torch.Generator().manual_seed(0)
-    features, kept = graphs.see(*prompt)
+    features, kept, _ = graphs.see(*prompt)
     for _ in range(NUDGES):
         nudged = prompt[0] + 1e-5 * torch.randn(prompt[0].shape, generator=generator)
-        other, again = graphs.see(nudged, *prompt[1:])
+        other, again, _ = graphs.see(nudged, *prompt[1:])
         moved = bool((features - other).abs().max() > NUDGED * features.abs().max())
         if any(not torch.equal(kept[site], again[site]) for site in kept) if sets else moved:
             return True
@@ -69,7 +69,7 @@ def compare(graphs: TokenGraphs, path: Path, prompts: list[Prompt]) -> tuple[int
     many are not; and the largest difference of features on all others."""
     session, equal, unclear, wrong, worst = open_graph(path), 0, 0, 0, 0.0
     for prompt in prompts:
-        features, kept = graphs.see(*prompt)
+        features, kept, _ = graphs.see(*prompt)
         found, ids = session.run(None, feeds(session, *prompt))
         same = bool(np.array_equal(ids, list(kept.values())[-1].numpy()))
         difference = float(np.abs(found - features.numpy()).max() / features.abs().max())

@@ -20,7 +20,12 @@ def compress(
     model: Annotated[str | None, typer.Argument(help="A directory, a hub id (owner/name) or an alias.")] = None,
     method: Annotated[str | None, typer.Option(help="How tokens are chosen; `tokcarve methods` lists them.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of visual tokens in (0, 1], rounded up to 8.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Count of visual tokens, taken exactly.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Count left behind the last stage, taken exactly.")] = None,
+    avg_tokens: Annotated[int | None, typer.Option(help="Mean count over the language layers; the nearest.")] = None,
+    kv_mib: Annotated[float | None, typer.Option(help="Most MiB of fp16 keys and values, text included.")] = None,
+    prefill_flops: Annotated[float | None, typer.Option(help="Most FLOPs of a prefill, text included.")] = None,
+    max_text: Annotated[int | None, typer.Option(help="Rows of text in --kv-mib, --prefill-flops; 64.")] = None,
+    max_new: Annotated[int | None, typer.Option(help="Rows of the answer in --kv-mib; 64 unless told.")] = None,
     param: Annotated[list[str] | None, typer.Option(help="A hyper-parameter as name=value; repeatable.")] = None,
     samples: Annotated[str | None, typer.Option(help="Calibrate on `scenes`, a folder or a JSONL file.")] = None,
     count: Annotated[int | None, typer.Option(help="How many samples; 64 unless told.")] = None,
@@ -34,12 +39,15 @@ def compress(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Rewrite a model to fewer visual tokens, calibrate it, and write an artifact."""
-    flags: dict[str, Any] = {"keep": keep, "tokens": tokens, "samples": samples, "count": count}
+    budget = {"keep": keep, "tokens": tokens, "avg_tokens": avg_tokens, "kv_mib": kv_mib}
+    budget |= {"prefill_flops": prefill_flops, "max_text": max_text, "max_new": max_new}
+    flags: dict[str, Any] = {"samples": samples, "count": count}
     if recipe is not None:
         changed = {"--positions": positions != "renumbered", "--seed": seed != 0, "--param": param}
-        wanted = _from_file(recipe, model, {"--method": method, **{f"--{k}": v for k, v in flags.items()}, **changed})
+        wanted = _from_file(recipe, model, {"--method": method, **_spelled({**budget, **flags}), **changed})
     else:
-        wanted = recipe_from_flags(model, method, param or [], {**flags, "seed": seed, "positions": positions})
+        more = {**flags, **budget, "seed": seed, "positions": positions}
+        wanted = recipe_from_flags(model, method, param or [], more)
 
     from tokcarve.recipes.compress import compress_recipe, plan_recipe
 
@@ -94,6 +102,10 @@ def _from_file(name: str, model: str | None, given: dict[str, Any]) -> "Recipe":
             raise RecipeError(f"{flag} was given together with --recipe {name}, which already says it; leave one out")
     recipe = load_recipe(shipped_recipes().get(name, Path(name)))
     return recipe if model is None else recipe.model_copy(update={"model": model})
+
+
+def _spelled(flags: dict[str, Any]) -> dict[str, Any]:
+    return {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
 
 
 def _params(given: list[str]) -> dict[str, Any]:

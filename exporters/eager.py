@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput
 
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.load import read_model
-from tokcarve.passes.graph import TokenGraphs, thread
+from tokcarve.passes.graph import TokenGraphs, all_kept, thread
 from tokcarve.recipes.artifact import read_artifact
 from tokcarve.recipes.carve import carve
 
@@ -143,20 +143,20 @@ class CarvedModel(nn.Module, GenerationMixin):
             total=geometry.total,
             keep=thread(self.graphs.vision).count,
         )
-        features, kept = self.graphs.see(pixel_values.to(self.dtype), prompt.input_ids, prompt.lengths)
-        last = list(kept.values())[-1] if kept else None
-        embeds, positions = self.graphs.embedding(prompt.input_ids, features, last)
-        logits, keys, values = self.graphs.language(embeds, positions, prompt.lengths)
+        seen = self.graphs.see(pixel_values.to(self.dtype), prompt.input_ids, prompt.lengths)
+        given = {name: kwargs[name] for name in self.graphs.language_inputs if name in kwargs}
+        read, positions = self.graphs.read(prompt.input_ids, seen, prompt.lengths, given)
         if use_cache or past_key_values is not None:
             past_key_values = past_key_values if past_key_values is not None else DynamicCache()
-            for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
+            for layer, (key, value) in enumerate(zip(read.keys, read.values, strict=True)):
                 past_key_values.update(key, value, layer)
             end = torch.gather(positions, 1, (prompt.lengths - 1).unsqueeze(1))
-            past_key_values.carved = (prompt.lengths, end + 1, prompt.input_ids.shape[1])
+            past_key_values.carved = (prompt.lengths, end + 1, read.keys[0].shape[2])
+        dropped = prompt.input_ids.shape[1] - read.logits.shape[1]
         return CarvedOutput(
-            logits=_right_aligned(logits, prompt.lengths),
-            image_features=features,
-            kept=kept,
+            logits=_right_aligned(read.logits, prompt.lengths - dropped),
+            image_features=seen.features,
+            kept=all_kept(seen, read),
             past_key_values=past_key_values,
         )
 

@@ -142,13 +142,12 @@ def _check_request(artifact: Artifact, place: Path, *, batch: int, max_text: int
 def _load(artifact: Artifact, *, batch: int, max_text: int, max_new: int) -> _Source:
     model = read_model(artifact.open_base().path)
     carved, plain = carve(model, artifact).graphs, families.capture(model)
-    tokens, total = artifact.manifest.budget.tokens, artifact.manifest.budget.total
     return _Source(
         model=model,
         carved=carved,
         plain=plain,
-        pruned=shapes(carved, tokens=tokens, batch=batch, max_text=max_text, max_new=max_new),
-        unpruned=shapes(plain, tokens=total, batch=batch, max_text=max_text, max_new=max_new),
+        pruned=shapes(carved, batch=batch, max_text=max_text, max_new=max_new),
+        unpruned=shapes(plain, batch=batch, max_text=max_text, max_new=max_new),
     )
 
 

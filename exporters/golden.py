@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokcarve.exporters.modules import final_kept
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.graph import TokenGraphs
+from tokcarve.passes.graph import Seen, TokenGraphs, all_kept
 
 __all__ = ["Golden", "Reference", "Sample", "make_samples", "reference", "save_golden"]
 
@@ -99,17 +99,31 @@ def _text(geometry: Geometry, length: int, generator: torch.Generator) -> list[i
 
 
 def _stable(graphs: TokenGraphs, sample: Sample, generator: torch.Generator) -> bool:
-    pixels, prompt = sample.pixel_values, _prompt(graphs, sample, 1)
+    pixels = sample.pixel_values
     with torch.no_grad():
-        features, kept = graphs.see(pixels, *prompt)
+        made, kept = _outcome(graphs, sample, pixels)
         for _ in range(_NUDGES if kept else 0):
             nudged = pixels + _NUDGE * torch.randn(pixels.shape, generator=generator)
-            moved, again = graphs.see(nudged, *prompt)
+            moved, again = _outcome(graphs, sample, nudged)
             if not all(torch.equal(kept[site], again[site]) for site in kept):
                 return False
-            if float((moved - features).abs().max()) > _MERGED_ELSEWHERE * float(features.abs().max()):
+            if float((moved - made).abs().max()) > _MERGED_ELSEWHERE * float(made.abs().max()):
                 return False
     return True
+
+
+def _outcome(graphs: TokenGraphs, sample: Sample, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """What merging elsewhere would change, the features or where the language model merges the logits; and the ids."""
+    seen = graphs.see(pixels, *_prompt(graphs, sample, 1))
+    if not graphs.language_inputs:
+        return seen.features, seen.kept
+    read, _ = graphs.read(*_asked(graphs, sample, seen))
+    return read.logits[0, -1], all_kept(seen, read)
+
+
+def _asked(graphs: TokenGraphs, sample: Sample, seen: Seen) -> tuple[Tensor, Seen, Tensor]:
+    ids, length = _prompt(graphs, sample, seen.features.shape[1])
+    return ids, seen, length
 
 
 def _prompt(graphs: TokenGraphs, sample: Sample, tokens: int) -> tuple[Tensor, Tensor]:
@@ -119,24 +133,23 @@ def _prompt(graphs: TokenGraphs, sample: Sample, tokens: int) -> tuple[Tensor, T
 
 def reference(graphs: TokenGraphs, sample: Sample, new: int) -> Reference:
     """What `graphs` make of one sample in torch: no padding, growing caches, nothing shared with the exported form."""
-    geometry = graphs.geometry
     with torch.no_grad():
-        features, by_site = graphs.see(sample.pixel_values, *_prompt(graphs, sample, 1))
-        kept = final_kept(by_site, 1, geometry.total)
-        ids, length = _prompt(graphs, sample, features.shape[1])
-        embeds, positions = graphs.embedding(ids, features, kept)
-        logits, keys, values = graphs.language(embeds, positions, length)
-        rows = [logits[0, -1]]
+        seen = graphs.see(sample.pixel_values, *_prompt(graphs, sample, 1))
+        ids, _, length = _asked(graphs, sample, seen)
+        read, positions = graphs.read(ids, seen, length)
+        keys, values = read.keys, read.values
+        rows = [read.logits[0, -1]]
         for step in range(new - 1):
             latest, position = rows[-1].argmax().view(1, 1), positions[:, -1:] + 1 + step
             out, added, more = graphs.decode(latest, position, length, torch.tensor([step]), keys, values, step)
             keys = [torch.cat(pair, dim=2) for pair in zip(keys, added, strict=True)]
             values = [torch.cat(pair, dim=2) for pair in zip(values, more, strict=True)]
             rows.append(out[0, -1])
+    kept = final_kept(all_kept(seen, read), 1, graphs.geometry.total)
     best = torch.stack(rows).topk(2, dim=-1)
     return Reference(
         kept=kept[0],
-        features=features[0],
+        features=seen.features[0],
         logits=rows[0],
         tokens=best.indices[:, 0],
         margins=best.values[:, 0] - best.values[:, 1],

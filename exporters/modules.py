@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from tokcarve.passes.graph import TokenGraphs, clone
+from tokcarve.passes.graph import Read, Seen, TokenGraphs, clone, thread
+from tokcarve.passes.invariants import propagate_language, propagate_vision
 
-__all__ = ["FaceGraph", "Shapes", "face_graphs", "final_kept", "kv_rows", "shapes"]
+__all__ = ["FaceGraph", "Shapes", "face_graphs", "final_kept", "kept_name", "shapes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +57,11 @@ class _Vision(nn.Module):
         self.vision = graphs.vision
         self.total = graphs.geometry.total
 
-    def forward(self, pixel_values: Tensor, *prompt: Tensor) -> tuple[Tensor, Tensor]:
-        features, kept = self.vision(pixel_values, *prompt)
+    def forward(self, pixel_values: Tensor, *prompt: Tensor) -> tuple[Tensor, ...]:
+        seen = Seen(*self.vision(pixel_values, *prompt))
         # clone: an index that is also a constant or an input of the graph cannot be its output
-        return features, final_kept(kept, pixel_values.shape[0], self.total).clone()
+        kept = final_kept(seen.kept, pixel_values.shape[0], self.total).clone()
+        return seen.features, kept, *seen.handed.values()
 
 
 class _LastRow(nn.Module):
@@ -93,9 +95,12 @@ class _Prefill(nn.Module):
         super().__init__()
         self.language = _last_row_only(graphs.language, prompt)
 
-    def forward(self, inputs_embeds: Tensor, position_ids: Tensor, prompt_lengths: Tensor) -> tuple[Tensor, ...]:
-        logits, keys, values = self.language(inputs_embeds, position_ids, prompt_lengths)
-        return logits, *(tensor for pair in zip(keys, values, strict=True) for tensor in pair)
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, prompt_lengths: Tensor, *more: Tensor
+    ) -> tuple[Tensor, ...]:
+        read = Read(*self.language(inputs_embeds, position_ids, prompt_lengths, *more))
+        cache = (tensor for pair in zip(read.keys, read.values, strict=True) for tensor in pair)
+        return read.logits, *cache, *read.kept.values(), *read.given.values()
 
 
 class _Decode(nn.Module):
@@ -113,27 +118,20 @@ class _Decode(nn.Module):
         return logits, *(tensor for pair in zip(keys, values, strict=True) for tensor in pair)
 
 
-def kv_rows(graphs: TokenGraphs, batch: int, prompt: int) -> tuple[int, ...]:
-    """Prompt rows that each language layer stores when `prompt` rows enter; computed without arithmetic."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+def shapes(graphs: TokenGraphs, *, batch: int, max_text: int, max_new: int, tokens: int | None = None) -> Shapes:
+    """The constants of `graphs` when prompts have at most `max_text` rows beside the visual tokens.
 
-    weight = next(graphs.language.parameters())
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        embeds = torch.empty(batch, prompt, graphs.geometry.text.hidden, dtype=weight.dtype, device=weight.device)
-        ids = torch.zeros(batch, prompt, dtype=torch.int64, device=weight.device)
-        _, keys, _ = graphs.language(embeds, ids, ids[:, 0])
-    return tuple(int(key.shape[2]) for key in keys)
-
-
-def shapes(graphs: TokenGraphs, *, tokens: int, batch: int, max_text: int, max_new: int) -> Shapes:
-    """The constants of `graphs` when prompts have at most `max_text` rows beside the visual tokens."""
-    prompt = max_text + tokens
+    `tokens` is for a language graph alone, without stages, that is to read another number of them.
+    """
+    seen = thread(graphs.vision).count
+    tokens = seen if tokens is None else tokens
+    text = max_text + tokens - seen
     return Shapes(
         batch=batch,
         tokens=tokens,
         total=graphs.geometry.total,
-        prompt=prompt,
-        rows=kv_rows(graphs, batch, prompt),
+        prompt=max_text + tokens,
+        rows=tuple(key.shape[2] for key in propagate_language(graphs, batch=batch, text=text).keys),
         max_new=max_new,
     )
 
@@ -155,9 +153,8 @@ def _vision(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
     if graphs.reads_text:
         inputs += (_prompt(graphs, sizes), torch.full((sizes.batch,), sizes.prompt))
         names += ("input_ids", "prompt_lengths")
-    return FaceGraph(
-        module=_Vision(graphs), inputs=inputs, input_names=names, output_names=("image_features", "kept_indices")
-    )
+    outputs = ("image_features", "kept_indices", *graphs.handed)
+    return FaceGraph(module=_Vision(graphs), inputs=inputs, input_names=names, output_names=outputs)
 
 
 def _prompt(graphs: TokenGraphs, sizes: Shapes) -> Tensor:
@@ -180,15 +177,19 @@ def _embedding(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
 
 def _prefill(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
     hidden = graphs.geometry.text.hidden
+    handed = propagate_vision(graphs, batch=sizes.batch).handed
+    more = {name: torch.zeros(tuple(value.shape)) for name, value in handed.items()}
+    more["visual_start"] = torch.ones(sizes.batch, dtype=torch.int64)
     return FaceGraph(
         module=_Prefill(graphs, sizes.prompt),
         inputs=(
             torch.zeros(sizes.batch, sizes.prompt, hidden),
             torch.arange(sizes.prompt).expand(sizes.batch, -1).contiguous(),
             torch.full((sizes.batch,), sizes.prompt),
+            *(more.get(name, torch.zeros(sizes.batch, sizes.tokens)) for name in graphs.language_inputs),
         ),
-        input_names=("inputs_embeds", "position_ids", "prompt_lengths"),
-        output_names=("logits", *_kv_names("present", sizes)),
+        input_names=("inputs_embeds", "position_ids", "prompt_lengths", *graphs.language_inputs),
+        output_names=("logits", *_kv_names("present", sizes), *(kept_name(site) for site in graphs.language_sites)),
     )
 
 
@@ -210,6 +211,11 @@ def _decode(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
         input_names=("input_ids", "position_ids", "prompt_lengths", "step", *_kv_names("past_key_values", sizes)),
         output_names=("logits", *_kv_names("present", sizes)),
     )
+
+
+def kept_name(site: str) -> str:
+    """The prefill output with the ids kept behind a site of the language model."""
+    return f"kept_indices.{site.rpartition('.')[2]}"
 
 
 def _kv_names(stem: str, sizes: Shapes) -> tuple[str, ...]:

@@ -104,9 +104,9 @@ def _answer(pipeline: Pipeline, samples: Sequence[Sample], new: int) -> list[_An
     for step in range(new - 1):
         latest = greedy(pipeline.step(latest, lengths, step, cache))
         said.append(latest)
-    columns = np.concatenate(said, axis=1)
+    columns, kept = np.concatenate(said, axis=1), pipeline.kept(seen, first)
     return [
-        _Answer(seen["kept_indices"][i], seen["image_features"][i], first["logits"][i, 0], columns[i].tolist())
+        _Answer(kept[i], seen["image_features"][i], first["logits"][i, 0], columns[i].tolist())
         for i in range(len(samples))
     ]
 

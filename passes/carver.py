@@ -1,12 +1,6 @@
-"""The nodes of one stage, written into a vision graph behind its site.
+"""The nodes of one stage, written into a vision graph behind its site."""
 
-Every node that belongs to selection is a module called `select_<what>_<site>`, so exported nodes and profiles can be
-told apart from the model's own work.
-"""
-
-import operator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,40 +9,14 @@ from torch.fx import Node
 from tokcarve.passes import choose
 from tokcarve.passes.blocks import Attend, Feed, VisionBlock
 from tokcarve.passes.errors import TapNotFound
-from tokcarve.passes.graph import Thread, TokenGraphs, drop_prefix, input_node, node_at
-from tokcarve.passes.stage import Rule, Stage
+from tokcarve.passes.graph import Thread, TokenGraphs, drop_prefix, give, input_node, results
+from tokcarve.passes.stage import Stage
 from tokcarve.passes.taps import TAPS, Text, Tokens
+from tokcarve.passes.writer import Choose, Take, Writer
 
 __all__ = ["Carver"]
 
 _PROMPT = ("input_ids", "prompt_lengths")
-
-
-class _Rule(nn.Module):
-    def __init__(self, rule: Rule) -> None:
-        super().__init__()
-        self.rule = rule
-
-    def forward(self, signals: dict[str, Tensor], carry: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.rule(signals, carry)
-
-
-class _Choose(nn.Module):
-    def __init__(self, keep: int) -> None:
-        super().__init__()
-        self.keep = keep
-
-    def forward(self, score: Tensor, alive: Tensor | None = None) -> Tensor:
-        return choose.top_in_order(score, self.keep, alive)
-
-
-class _Take(nn.Module):
-    def __init__(self, prefix: int) -> None:
-        super().__init__()
-        self.prefix = prefix
-
-    def forward(self, rows: Tensor, index: Tensor) -> Tensor:
-        return choose.take(rows, index, self.prefix)
 
 
 class _Merge(nn.Module):
@@ -80,21 +48,18 @@ class _Mask(nn.Module):
         return (mask if boolean else mask.to(rows.dtype))[:, None, None, :]
 
 
-class Carver:
-    """Writes one stage into `module`, which it changes; `site` is the node behind which everything goes."""
+class Carver(Writer):
+    """Writes one stage into a vision graph, which it changes."""
 
     def __init__(self, module: fx.GraphModule, graphs: TokenGraphs, stage: Stage) -> None:
-        self.module, self.graphs, self.stage = module, graphs, stage
-        self.site = node_at(module, stage.site)
+        super().__init__(module, stage)
+        self.graphs = graphs
         self.prefix = graphs.geometry.vision.prefix if stage.site.startswith("vision.") else 0
-        self.tag = stage.site.replace("vision.layers.", "l").replace("language.layers.", "t").replace(".", "_")
-        self.users = list(self.site.users)
-        self.cursor = self.site
 
     def write(self, before: Thread) -> Thread:
         """The whole stage; what runs beside the tokens behind it."""
-        outcome = self._rule(before)
-        carry = {name: self._item(outcome, name) for name in self.stage.carries}
+        outcome = self.rule(before)
+        carry = {name: self.item(outcome, name) for name in self.stage.carries}
         how = self.stage.how
         if how == "observe":
             return replace(before, carry={k: v.name for k, v in carry.items()})
@@ -104,31 +69,8 @@ class Carver:
             return self._chosen(before, outcome, carry)
         return self._merged(before, outcome, carry)
 
-    def add(self, what: str, submodule: nn.Module, *args: Any) -> Node:
-        """A module node behind everything written so far."""
-        name = f"select_{what}_{self.tag}"
-        self.module.add_submodule(name, submodule)
-        with self.module.graph.inserting_after(self.cursor):
-            self.cursor = self.module.graph.call_module(name, args)
-        return self.cursor
-
-    def _item(self, outcome: Node, key: str) -> Node:
-        with self.module.graph.inserting_after(self.cursor):
-            self.cursor = self.module.graph.call_function(operator.getitem, (outcome, key))
-        return self.cursor
-
-    def _named(self, name: str | None) -> Node | None:
-        return None if name is None else node_at(self.module, name)
-
-    def _rule(self, before: Thread) -> Node:
-        alive = self._named(before.alive)
-        signals: dict[str, Node] = {} if alive is None else {"alive": alive}
-        for tap in self.stage.reads:
-            signals[tap] = self._tap(tap)
-        carry = {name: self._named(node) for name, node in before.carry.items()}
-        return self.add("rule", _Rule(self.stage.rule), signals, carry)
-
-    def _tap(self, name: str) -> Node:
+    def tap(self, name: str) -> Node:
+        """The node that gives what the stage reads under `name`."""
         tap = TAPS[name]
         if tap.source == "site":
             return self.add(name, Tokens(self.prefix), self.site)
@@ -159,32 +101,32 @@ class Carver:
         return found
 
     def _masked(self, before: Thread, outcome: Node, carry: dict[str, Node]) -> Thread:
-        score, count = self._item(outcome, "score"), self._item(outcome, "count")
-        alive = self.add("alive", _Alive(), score, count, self._named(before.alive))
+        score, count = self.item(outcome, "score"), self.item(outcome, "count")
+        alive = self.add("alive", _Alive(), score, count, self.named(before.alive))
         self._mask_later(self.add("mask", _Mask(self.prefix), alive, self.site))
         return replace(before, alive=alive.name, carry={k: v.name for k, v in carry.items()})
 
     def _chosen(self, before: Thread, outcome: Node, carry: dict[str, Node]) -> Thread:
-        score = self._item(outcome, "score")
-        index = chosen = self.add("choose", _Choose(self.stage.keep), score, self._named(before.alive))
-        tokens = self.add("take", _Take(self.prefix), self.site, chosen)
+        score = self.item(outcome, "score")
+        index = chosen = self.add("choose", Choose(self.stage.keep), score, self.named(before.alive))
+        tokens = self.add("take", Take(self.prefix), self.site, chosen)
         if before.index is not None:
-            index = self.add("index", _Take(0), self._named(before.index), chosen)
-        kept = {name: self.add(f"carry_{name}", _Take(0), node, chosen).name for name, node in carry.items()}
+            index = self.add("index", Take(0), self.named(before.index), chosen)
+        kept = {name: self.add(f"carry_{name}", Take(0), node, chosen).name for name, node in carry.items()}
         self._rewire(tokens, index)
         if before.alive is not None:
             self._mask_later(None)
         return Thread(count=self.stage.keep, index=index.name, carry=kept)
 
     def _merged(self, before: Thread, outcome: Node, carry: dict[str, Node]) -> Thread:
-        index = self._item(outcome, "index")
+        index = self.item(outcome, "index")
         prefix = 0 if self.stage.takes_cls else self.prefix
         tokens = self.add("merge", _Merge(prefix, prefix - self.prefix), self.site, outcome)
         if before.index is not None:
-            index = self.add("index", _Take(0), self._named(before.index), index)
+            index = self.add("index", Take(0), self.named(before.index), index)
         self._rewire(tokens, index)
         if self.stage.biases:
-            self._mask_later(self.add("bias", _Mask(self.prefix), self._item(outcome, "bias"), tokens))
+            self._mask_later(self.add("bias", _Mask(self.prefix), self.item(outcome, "bias"), tokens))
         elif before.alive is not None:
             self._mask_later(None)
         kept = {k: v.name for k, v in carry.items()}
@@ -204,6 +146,5 @@ class Carver:
                 self.module.graph.erase_node(user)
             else:
                 user.replace_input_with(self.site, tokens)
-        output = next(iter(reversed(self.module.graph.nodes)))
-        features, kept = output.args[0]
-        output.args = ((tokens if features is self.site else features, {**kept, self.stage.site: index}),)
+        features, kept = results(self.module)
+        give(self.module, tokens if features is self.site else features, {**kept, self.stage.site: index})

@@ -2,23 +2,39 @@
 
 vision      pixel_values -> embeddings -> layers.0 ... layers.n -> connector -> image_features
 language    inputs_embeds, position_ids -> rotary -> layers.0 ... layers.m -> norm -> head -> logits, KV per layer
-decode      the language graph with KV in and out, one row, never pruned
+decode      the language graph with KV in and out, one row; every layer's cache has the length that its stage left
 """
 
 import copy
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
-from tokcarve.passes.blocks import Embedding, PatchEmbedding, Rotary, TextBlock, VisionBlock, causal_mask, decode_mask
+from tokcarve.passes import choose
+from tokcarve.passes.blocks import Embedding, PatchEmbedding, VisionBlock
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
+from tokcarve.passes.text_blocks import Rotary, TextBlock
 
-__all__ = ["Parts", "Thread", "TokenGraphs", "capture", "clone", "drop_prefix", "input_node", "node_at", "thread"]
+__all__ = [
+    "Parts",
+    "Read",
+    "Seen",
+    "Thread",
+    "TokenGraphs",
+    "all_kept",
+    "clone",
+    "drop_prefix",
+    "give",
+    "input_node",
+    "node_at",
+    "results",
+    "thread",
+    "visual_start",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +58,64 @@ class Thread:
 
     index: original token ids [batch, n] of the tokens at this point; carry: a method's own tensors [batch, n, ...];
     alive: bool [batch, n], present while tokens are masked instead of removed; count: n; biased: whether attention
-    counts the tokens by their size.
+    counts the tokens by their size. In the language graph also dropped: rows fewer than entered; shift: how much lower
+    the positions of text are than when they entered; positions: position ids int64 [batch, rows].
     """
 
     count: int
+    dropped: int = 0
+    shift: int = 0
+    positions: str | None = None
     index: str | None = None
     alive: str | None = None
     biased: bool = False
     carry: Mapping[str, str] = field(default_factory=dict)
 
 
+class Seen(NamedTuple):
+    """What the vision graph gives: features [batch, keep, hidden]; kept: original patch ids int64 [batch, keep] by
+    site; handed: tensors [batch, keep, ...] by name for stages in the language model."""
+
+    features: Tensor
+    kept: dict[str, Tensor]
+    handed: dict[str, Tensor] = {}
+
+
+class Read(NamedTuple):
+    """What the language graph gives: logits [batch, rows left, vocab], keys and values [batch, kv_heads, rows stored,
+    dim] by layer; kept: ids int64 [batch, keep] of the visual tokens, counted as they entered, by site; given: tensors
+    by name that the method hands out."""
+
+    logits: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+    kept: dict[str, Tensor] = {}
+    given: dict[str, Tensor] = {}
+
+
+def all_kept(seen: Seen, read: Read) -> dict[str, Tensor]:
+    """Original patch ids int64 [batch, keep] behind every site of both graphs, in order."""
+    kept = dict(seen.kept)
+    entered = list(kept.values())[-1] if kept else None
+    for site, index in read.kept.items():
+        kept[site] = index if entered is None else choose.take(entered, index)
+    return kept
+
+
+def visual_start(input_ids: Tensor, image_token_id: int) -> Tensor:
+    """The row of each prompt's first visual token, int64 [batch], of ids int64 [batch, rows]."""
+    return choose.best((input_ids == image_token_id).float())
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenGraphs:
     """One model as graphs that share its weights.
 
-    vision(pixel_values) -> (image_features [batch, keep, hidden], {site: kept ids int64 [batch, keep]}); a method that
-        reads the text makes it vision(pixel_values, input_ids, prompt_lengths), see `reads_text`
-    language(inputs_embeds, position_ids, prompt_lengths) -> (logits [batch, rows, vocab], [keys], [values])
-    decode(input_ids, position_ids, prompt_lengths, step, past_keys, past_values, capacity) -> logits and new rows
+    vision(pixel_values) -> Seen; a method that reads the text makes it vision(pixel_values, input_ids, prompt_lengths)
+    language(inputs_embeds, position_ids, prompt_lengths) -> Read; stages in the language model add `visual_start` int64
+        [batch] and what they read of the vision graph or the caller, see `language_inputs`
+    decode(input_ids, position_ids, prompt_lengths, step, past_keys, past_values, capacity) -> logits and new rows;
+        position_ids and prompt_lengths count as the prompt entered, whatever was dropped since
     embedding(input_ids, image_features, kept) -> (inputs_embeds, position_ids)
     """
 
@@ -75,105 +131,48 @@ class TokenGraphs:
         """Whether the vision graph takes the prompt: right-padded ids int64 [batch, rows], real rows int64 [batch]."""
         return len(_inputs(self.vision)) > 1
 
-    def see(
-        self, pixel_values: Tensor, input_ids: Tensor | None = None, prompt_lengths: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def language_inputs(self) -> tuple[str, ...]:
+        """What the language graph takes beyond embeddings, positions and lengths, by name."""
+        return tuple(str(node.target) for node in _inputs(self.language)[3:])
+
+    @property
+    def language_sites(self) -> tuple[str, ...]:
+        """The sites of the language graph behind which it says what was kept."""
+        return tuple(Read(*results(self.language)).kept)
+
+    @property
+    def handed(self) -> tuple[str, ...]:
+        """What the vision graph gives to stages in the language model, by name."""
+        return tuple(Seen(*results(self.vision)).handed)
+
+    def see(self, pixel_values: Tensor, input_ids: Tensor | None = None, prompt_lengths: Tensor | None = None) -> Seen:
         """The vision graph on what it takes of these: any number of image tokens may stand in the prompt."""
         if not self.reads_text:
-            features, kept = self.vision(pixel_values)
-            return features, kept
+            return Seen(*self.vision(pixel_values))
         if input_ids is None or prompt_lengths is None:
             raise MethodError("this method reads the question, so pixels alone are not enough; give the prompt too")
-        features, kept = self.vision(pixel_values, input_ids, prompt_lengths)
-        return features, kept
+        return Seen(*self.vision(pixel_values, input_ids, prompt_lengths))
+
+    def read(
+        self, input_ids: Tensor, seen: Seen, prompt_lengths: Tensor, given: Mapping[str, Tensor] | None = None
+    ) -> tuple[Read, Tensor]:
+        """The language graph on right-padded prompts [batch, rows] that hold what was seen; -> (Read, the position ids
+        int64 [batch, rows] with which the rows entered). `given`: inputs that a method expects from the caller."""
+        last = list(seen.kept.values())[-1] if seen.kept else None
+        embeds, positions = self.embedding(input_ids, seen.features, last)
+        start = visual_start(input_ids, self.geometry.image_token_id)
+        named = {"visual_start": start, **seen.handed, **(given or {})}
+        missing = [name for name in self.language_inputs if name not in named]
+        if missing:
+            raise MethodError(f"this method reads {missing[0]!r} of the caller, and it was not given")
+        more = (named[name] for name in self.language_inputs)
+        return Read(*self.language(embeds, positions, prompt_lengths, *more)), positions
 
 
 def drop_prefix(hidden: Tensor, prefix: int) -> Tensor:
     """Rows [batch, prefix + n, hidden] without the first `prefix`: the patches alone."""
     return hidden[:, prefix:]
-
-
-def capture(parts: Parts, geometry: Geometry) -> TokenGraphs:
-    """The graphs of an unpruned model: its own blocks in its own order."""
-    return TokenGraphs(
-        geometry=geometry,
-        parts=parts,
-        vision=_vision_graph(parts, geometry),
-        language=_language_graph(parts, geometry),
-        decode=_decode_graph(parts, geometry),
-        embedding=Embedding(parts.embed_tokens, geometry.image_token_id),
-    )
-
-
-def _vision_graph(parts: Parts, geometry: Geometry) -> fx.GraphModule:
-    graph = fx.Graph()
-    pixels = graph.placeholder("pixel_values")
-    pixels.meta["site"] = "pixels"
-    hidden = graph.call_module("embeddings", (pixels,))
-    modules: dict[str, Any] = {"embeddings": parts.patches, "connector": parts.connector}
-    for i, block in enumerate(parts.vision_blocks):
-        modules[f"layers.{i}"] = block
-        hidden = graph.call_module(f"layers.{i}", (hidden,))
-        hidden.meta["site"] = f"vision.layers.{i}"
-    if geometry.vision.prefix:
-        hidden = graph.call_function(drop_prefix, (hidden, geometry.vision.prefix))
-    features = graph.call_module("connector", (hidden,))
-    features.meta["site"] = "connector"
-    graph.output((features, {}))
-    module = fx.GraphModule(modules, graph, "Vision")
-    module.meta["thread"] = Thread(count=geometry.total)
-    return module
-
-
-def _language_graph(parts: Parts, geometry: Geometry) -> fx.GraphModule:
-    graph = fx.Graph()
-    hidden, positions, _ = (graph.placeholder(n) for n in ("inputs_embeds", "position_ids", "prompt_lengths"))
-    modules: dict[str, Any] = {"rotary": parts.rotary, "norm": parts.norm, "head": parts.head}
-    rotary = graph.call_module("rotary", (hidden, positions))
-    cos, sin = _items(graph, rotary, 2)
-    mask = graph.call_function(causal_mask, (hidden, geometry.text.sliding_window))
-    keys, values = [], []
-    for i, block in enumerate(parts.text_blocks):
-        modules[f"layers.{i}"] = block
-        out = graph.call_module(f"layers.{i}", (hidden, mask, cos, sin))
-        hidden, key, value = _items(graph, out, 3)
-        hidden.meta["site"] = f"language.layers.{i}"
-        keys.append(key)
-        values.append(value)
-    logits = graph.call_module("head", (graph.call_module("norm", (hidden,)),))
-    graph.output((logits, keys, values))
-    return fx.GraphModule(modules, graph, "Language")
-
-
-def _decode_graph(parts: Parts, geometry: Geometry) -> fx.GraphModule:
-    graph = fx.Graph()
-    names = ("input_ids", "position_ids", "prompt_lengths", "step", "past_keys", "past_values", "capacity")
-    ids, positions, lengths, step, past_keys, past_values, capacity = (graph.placeholder(n) for n in names)
-    modules: dict[str, Any] = {
-        "embed_tokens": parts.embed_tokens,
-        "rotary": parts.rotary,
-        "norm": parts.norm,
-        "head": parts.head,
-    }
-    hidden = graph.call_module("embed_tokens", (ids,))
-    cos, sin = _items(graph, graph.call_module("rotary", (hidden, positions)), 2)
-    first = graph.call_function(operator.getitem, (past_keys, 0))
-    mask = graph.call_function(decode_mask, (first, lengths, step, capacity, 0, geometry.text.sliding_window))
-    new_keys, new_values = [], []
-    for i, block in enumerate(parts.text_blocks):
-        modules[f"layers.{i}"] = block
-        past = [graph.call_function(operator.getitem, (source, i)) for source in (past_keys, past_values)]
-        out = graph.call_module(f"layers.{i}", (hidden, mask, cos, sin, *past))
-        hidden, key, value = _items(graph, out, 3)
-        new_keys.append(key)
-        new_values.append(value)
-    logits = graph.call_module("head", (graph.call_module("norm", (hidden,)),))
-    graph.output((logits, new_keys, new_values))
-    return fx.GraphModule(modules, graph, "Decode")
-
-
-def _items(graph: fx.Graph, node: Node, count: int) -> list[Node]:
-    return [graph.call_function(operator.getitem, (node, i)) for i in range(count)]
 
 
 def clone(module: fx.GraphModule) -> fx.GraphModule:
@@ -184,10 +183,20 @@ def clone(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def thread(module: fx.GraphModule) -> Thread:
-    """What runs beside the tokens of a vision graph, as of its last stage."""
+    """What runs beside the tokens of a vision or language graph, as of its last stage."""
     found = module.meta["thread"]
     assert isinstance(found, Thread)
     return found
+
+
+def results(module: fx.GraphModule) -> Any:
+    """What a graph gives, as nodes in the tuples, lists and dicts in which it gives them."""
+    return module.graph.output_node().args[0]
+
+
+def give(module: fx.GraphModule, *made: Any) -> None:
+    """Makes `made`, nodes as in `results`, what a graph gives."""
+    module.graph.output_node().args = (made,)
 
 
 def input_node(module: fx.GraphModule, name: str) -> Node:

@@ -1,6 +1,6 @@
 """The passes that carve: expand a layer, insert one stage, and a plan as a fold over stages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,9 +10,11 @@ from tokcarve.passes.blocks import Attend, Feed, ResizedPatches, VisionBlock
 from tokcarve.passes.carver import Carver
 from tokcarve.passes.errors import MethodError, TapNotFound
 from tokcarve.passes.geometry import centres
-from tokcarve.passes.graph import Thread, TokenGraphs, clone, node_at, thread
+from tokcarve.passes.graph import Thread, TokenGraphs, clone, give, input_node, node_at, results, thread
+from tokcarve.passes.language_carver import LanguageCarver, carve_decode
 from tokcarve.passes.stage import Stage
 from tokcarve.passes.taps import TAPS, needs_cls
+from tokcarve.passes.text_taps import TEXT_TAPS
 
 __all__ = ["RewriteResult", "StageRecord", "expand_layers", "insert_stage", "rewrite"]
 
@@ -21,12 +23,14 @@ ATTENTION = ".attention"
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """One reduction as it stands in the graph: `total` tokens before the site, `keep` after it."""
+    """One reduction as it stands in the graph: `total` tokens before the site, `keep` after it; `positions` as in
+    Stage, None before the language model."""
 
     site: str
     total: int
     keep: int
     how: str
+    positions: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,35 +48,48 @@ def rewrite(graphs: TokenGraphs, stages: Sequence[Stage]) -> RewriteResult:
     MethodError for a stage at a site the graph does not have, out of order, or with a tap the tower cannot serve.
     """
     inside = {stage.site.removesuffix(ATTENTION) for stage in stages if stage.site.endswith(ATTENTION)}
-    layers = [site for site in _sites(graphs) if site in inside and site.startswith("vision.layers.")]
+    layers = [site for site in _sites(graphs.vision) if site in inside and site.startswith("vision.layers.")]
     carved = replace(graphs, vision=expand_layers(graphs.vision, layers)) if layers else graphs
     total, schedule, rank = graphs.geometry.total, list[StageRecord](), -1
     for stage in stages:
         place = _place(carved, stage)
         if place <= rank:
             raise MethodError(f"stage at {stage.site} comes after a later site; order the stages by depth")
-        if not 1 <= stage.keep <= total:
-            raise MethodError(f"stage at {stage.site} keeps {stage.keep} of {total} tokens; choose 1..{total}")
-        carved = replace(carved, vision=insert_stage(carved, stage))
+        least = 0 if stage.how == "exit" else 1
+        if not least <= stage.keep <= total:
+            raise MethodError(f"stage at {stage.site} keeps {stage.keep} of {total} tokens; choose {least}..{total}")
+        carved = insert_stage(carved, stage)
         if stage.how != "observe":
-            schedule.append(StageRecord(site=stage.site, total=total, keep=stage.keep, how=stage.how))
+            positions = stage.positions if in_language(stage.site) else None
+            schedule.append(
+                StageRecord(site=stage.site, total=total, keep=stage.keep, how=stage.how, positions=positions)
+            )
         rank, total = place, stage.keep
     return RewriteResult(graphs=carved, schedule=tuple(schedule), modified=bool(stages))
 
 
-def _sites(graphs: TokenGraphs) -> list[str]:
-    return [node.meta["site"] for node in graphs.vision.graph.nodes if "site" in node.meta]
+def _sites(*modules: fx.GraphModule) -> list[str]:
+    return [node.meta["site"] for module in modules for node in module.graph.nodes if "site" in node.meta]
+
+
+def in_language(site: str) -> bool:
+    """Whether a site lies in the language model."""
+    return site.startswith("language.")
 
 
 def _place(graphs: TokenGraphs, stage: Stage) -> int:
-    """Which site of the graph, in order, a stage goes to; refuses a stage that cannot go there."""
-    sites = _sites(graphs)
+    """Which site of the graphs, in order, a stage goes to; refuses a stage that cannot go there."""
+    sites = _sites(graphs.vision, graphs.language)
     if stage.site not in sites:
-        raise MethodError(f"no site {stage.site!r} in this graph; it has {', '.join(sites)}")
+        raise MethodError(f"no site {stage.site!r} in this model; it has {', '.join(sites)}")
     _check_reads(graphs, stage)
     before = thread(graphs.vision)
     if (stage.how == "resize") != (stage.site == "pixels"):
         raise MethodError(f"a stage that does {stage.how} at {stage.site}: only an image is resized, and only resized")
+    if stage.how in ("exit", "mask") and in_language(stage.site) != (stage.how == "exit"):
+        raise MethodError(
+            f"a stage that does {stage.how} at {stage.site}: tokens exit a language layer, and masks end before"
+        )
     if stage.takes_cls and before.index is not None:
         raise MethodError(f"stage at {stage.site} takes the [CLS] row behind an earlier cut; only a first cut can")
     if before.biased and stage.how != "observe" and stage.site.startswith("vision.") and not stage.biases:
@@ -81,9 +98,12 @@ def _place(graphs: TokenGraphs, stage: Stage) -> int:
 
 
 def _check_reads(graphs: TokenGraphs, stage: Stage) -> None:
-    unknown = [tap for tap in stage.reads if tap not in TAPS]
+    known = TEXT_TAPS if in_language(stage.site) else TAPS
+    unknown = [tap for tap in stage.reads if tap not in known]
     if unknown:
-        raise MethodError(f"stage at {stage.site} reads {unknown[0]!r}; taps are {', '.join(TAPS)}")
+        raise TapNotFound(f"stage at {stage.site} reads {unknown[0]!r}; taps there are {', '.join(known)}")
+    if in_language(stage.site):
+        return
     of_layers = [tap for tap in stage.reads if TAPS[tap].source in ("block", "next")]
     if of_layers and not stage.site.startswith("vision."):
         raise TapNotFound(f"stage at {stage.site} reads {of_layers[0]!r}, which only a vision layer has; read it there")
@@ -96,16 +116,49 @@ def _check_reads(graphs: TokenGraphs, stage: Stage) -> None:
         )
 
 
-def insert_stage(graphs: TokenGraphs, stage: Stage) -> fx.GraphModule:
-    """A new vision graph with `stage` after its site; `graphs` is untouched.
+def insert_stage(graphs: TokenGraphs, stage: Stage) -> TokenGraphs:
+    """New graphs with `stage` behind its site; `graphs` are untouched.
 
-    Rows before the first patch are never dropped (none are left after the connector), unless the stage takes them.
+    Rows before the first patch are never dropped (none are left after the connector), unless the stage takes them, and
+    text never is.
     """
+    if in_language(stage.site):
+        return _insert_in_language(graphs, stage)
     module = clone(graphs.vision)
     if stage.how == "resize":
         after = _resize(module, graphs, stage)
     else:
         after = Carver(module, graphs, stage).write(thread(graphs.vision))
+    language = clone(graphs.language)
+    language.meta["thread"] = replace(thread(language), count=after.count)
+    return replace(graphs, vision=_finished(module, after), language=language)
+
+
+def _insert_in_language(graphs: TokenGraphs, stage: Stage) -> TokenGraphs:
+    vision, language, decode = graphs.vision, clone(graphs.language), clone(graphs.decode)
+    handed = thread(vision).carry
+    if handed and "visual_start" not in graphs.language_inputs:
+        vision, before = _hand_over(vision, language, handed)
+    else:
+        before = thread(language)
+    after = LanguageCarver(language, graphs, stage).write(before)
+    if stage.how != "observe":
+        carve_decode(decode, graphs, stage, after)
+        decode.recompile()
+    return replace(graphs, vision=vision, language=_finished(language, after), decode=decode)
+
+
+def _hand_over(
+    vision: fx.GraphModule, language: fx.GraphModule, carry: Mapping[str, str]
+) -> tuple[fx.GraphModule, Thread]:
+    """The vision graph that also gives what its last rule handed on, and where `language`, changed, takes it."""
+    giving = clone(vision)
+    give(giving, *results(giving), {name: node_at(giving, node) for name, node in carry.items()})
+    taken = {name: input_node(language, name).name for name in carry}
+    return _finished(giving, thread(vision)), replace(thread(language), carry=taken)
+
+
+def _finished(module: fx.GraphModule, after: Thread) -> fx.GraphModule:
     module.meta["thread"] = after
     module.graph.lint()
     module.recompile()
@@ -163,7 +216,6 @@ def _resize(module: fx.GraphModule, graphs: TokenGraphs, stage: Stage) -> Thread
     node.replace_all_uses_with(rows)
     module.graph.erase_node(node)
     module.delete_all_unused_submodules()
-    output = next(iter(reversed(module.graph.nodes)))
-    features, kept = output.args[0]
-    output.args = ((features, {**kept, stage.site: index}),)
+    features, kept = results(module)
+    give(module, features, {**kept, stage.site: index})
     return Thread(count=stage.keep, index=index.name)

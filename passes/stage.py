@@ -11,7 +11,7 @@ from tokcarve.passes.geometry import Geometry
 
 __all__ = ["Carry", "Fit", "Frozen", "How", "Method", "MethodFacts", "Outcome", "Rule", "Signals", "Stage"]
 
-How = Literal["observe", "choose", "mask", "merge", "resize"]
+How = Literal["observe", "choose", "mask", "merge", "resize", "exit"]
 Signals = dict[str, Tensor]
 Carry = dict[str, Tensor]
 Outcome = dict[str, Tensor]
@@ -44,8 +44,12 @@ class Stage:
                "sources" int64 [batch, m], the tokens they weigh (default: all n), and "own" [batch, keep], the weight
                of the token itself (default 0); carries must already have the new length
       resize   nothing: the image is made smaller before it enters, at the site "pixels", to the patches of `grid`
+      exit     nothing, and there is no rule: every visual token leaves a language model at its site, `keep` is 0
     With `biases`, a merge also gives "bias" [batch, keep], added to the attention logits of its results from here on.
     With `takes_cls`, the [CLS] row takes part in a merge as token -1, the first of its `n`, and is no prefix after it.
+    In the language model, text always stays; `positions` says whether the rows that are left keep their position ids
+    or are numbered again from 0 for the layers behind, and with `cuts_cache` the layers up to the site keep their keys
+    and values of those rows only.
     """
 
     site: str
@@ -57,6 +61,8 @@ class Stage:
     biases: bool = False
     takes_cls: bool = False
     grid: tuple[int, int] | None = None
+    positions: Literal["original", "renumbered"] = "original"
+    cuts_cache: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,4 +146,4 @@ TAPS: dict[str, Tap] = {
 
 def needs_cls(reads: tuple[str, ...]) -> bool:
     """Whether a method with these taps can only serve a tower that has a [CLS] token."""
-    return any(TAPS[tap].cls for tap in reads)
+    return any(tap in TAPS and TAPS[tap].cls for tap in reads)

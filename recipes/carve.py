@@ -1,7 +1,7 @@
 """An artifact's schedule applied to a model again: what load, export and inspect start from."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from safetensors.torch import load as load_tensors
@@ -25,7 +25,8 @@ def method_of(name: str, params: dict[str, Any]) -> Method:
     if name not in METHODS:
         raise MethodError(f"no method {name!r}; methods are {', '.join(METHODS)}")
     try:
-        return METHODS[name](**params)
+        # lists are what JSON makes of the tuples that a method takes
+        return METHODS[name](**{key: tuple(one) if isinstance(one, list) else one for key, one in params.items()})
     except TypeError as error:
         raise MethodError(f"method {name} does not take these parameters ({', '.join(params)}): {error}") from error
 
@@ -55,11 +56,10 @@ def rewritten(
 ) -> RewriteResult:
     """`graphs` carved by `method` down to `tokens`, with the embedding that the position policy asks for."""
     geometry: Geometry = graphs.geometry
-    result = rewrite(graphs, planned(method, geometry, tokens, frozen, positions))
-    if positions == "renumbered":
-        return result
-    embedding = Embedding(graphs.parts.embed_tokens, geometry.image_token_id, total=geometry.total)
-    return replace(result, graphs=replace(result.graphs, embedding=embedding))
+    if positions == "original":
+        embedding = Embedding(graphs.parts.embed_tokens, geometry.image_token_id, total=geometry.total)
+        graphs = replace(graphs, embedding=embedding)
+    return rewrite(graphs, planned(method, geometry, tokens, frozen, positions))
 
 
 def carve(model: Any, artifact: Artifact) -> RewriteResult:
@@ -90,4 +90,4 @@ def _spell(schedule: Sequence[tuple[str, int, int, str]]) -> str:
 
 def record(stages: tuple[StageRecord, ...]) -> list[dict[str, Any]]:
     """A schedule as the manifest stores it."""
-    return [{"site": s.site, "total": s.total, "keep": s.keep, "how": s.how} for s in stages]
+    return [asdict(stage) for stage in stages]

@@ -18,13 +18,14 @@ from tokcarve.passes import families
 from tokcarve.passes.checkpoint import Checkpoint, resolve, weights_identity
 from tokcarve.passes.errors import MethodError, ModelError
 from tokcarve.passes.families.load import read_config, read_model
-from tokcarve.passes.flops import kv_bytes
+from tokcarve.passes.flops import kv_bytes, rows_of
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import RewriteResult
-from tokcarve.passes.invariants import check_captured, check_carved
+from tokcarve.passes.invariants import check_captured, check_carved, propagate_language
 from tokcarve.passes.stage import Method
 from tokcarve.recipes.artifact import Artifact, check_output, default_directory, remember, write_artifact
+from tokcarve.recipes.budgets import resolve_budget
 from tokcarve.recipes.calibration import Calibrated, calibrate, calibration_samples
 from tokcarve.recipes.carve import method_of, planned, record, rewritten
 from tokcarve.recipes.files import dump_recipe, load_recipe
@@ -65,6 +66,10 @@ def compress(
     keep: float | None = None,
     tokens: int | None = None,
     avg_tokens: int | None = None,
+    kv_mib: float | None = None,
+    prefill_flops: float | None = None,
+    max_text: int | None = None,
+    max_new: int | None = None,
     params: Mapping[str, Any] | None = None,
     samples: str | None = None,
     count: int | None = None,
@@ -73,8 +78,7 @@ def compress(
     out: str | Path | None = None,
     force: bool = False,
 ) -> Artifact:
-    """Carve `model` (directory, hub id or alias) by `method` to a share `keep`, exactly `tokens` visual tokens, or a
-    mean of `avg_tokens` over the layers of the language model.
+    """Carve `model` (directory, hub id or alias) by `method` to exactly one budget; see tokcarve.recipes.schema.Budget.
 
     Returns the artifact written to `out` (default NAME-METHOD-kN here). Raises a TokcarveError for every bad input,
     before anything is written.
@@ -85,6 +89,10 @@ def compress(
         keep=keep,
         tokens=tokens,
         avg_tokens=avg_tokens,
+        kv_mib=kv_mib,
+        prefill_flops=prefill_flops,
+        max_text=max_text,
+        max_new=max_new,
         params=params,
         positions=positions,
         samples=samples,
@@ -125,10 +133,10 @@ def plan_recipe(
     checkpoint = resolve(recipe.model)
     config = read_config(checkpoint.path)
     geometry = families.geometry(config)
-    tokens = recipe.budget.count(geometry.total)
+    method = method_of(recipe.method.name, recipe.method.parameters)
+    tokens = resolve_budget(recipe.budget, method, geometry)
     place = out if out is not None else default_directory(checkpoint, recipe.method.name, tokens)
     check_output(place, force=force)
-    method = method_of(recipe.method.name, recipe.method.parameters)
     _check_plan(recipe, checkpoint, method, geometry, tokens)
     calibrated = _calibrated(recipe, method, checkpoint, tokens, progress)
     graphs = families.capture(families.empty(config))
@@ -212,7 +220,10 @@ def _manifest(
             open_questions.append("per-layer counts are assumed, not calibrated; pass --samples to calibrate")
     else:
         checks.extend(calibrated.checks)
-    rows = (tokens,) * geometry.text.layers
+    schedule = tuple(StageEntry(**entry) for entry in record(result.schedule))
+    worked = rows_of(geometry, schedule, 0).text
+    text = 1
+    stored = tuple(key.shape[2] - text for key in propagate_language(result.graphs, text=text).keys)
     mib = 1024.0**2
     return Manifest(
         model=ModelRecord(
@@ -225,15 +236,15 @@ def _manifest(
         geometry=geometry,
         method=MethodRecord(name=recipe.method.name, params=recipe.method.parameters),
         budget=BudgetRecord(asked=dict(recipe.budget.asked), tokens=tokens, total=geometry.total),
-        schedule=tuple(StageEntry(**entry) for entry in record(result.schedule)),
+        schedule=schedule,
         positions=recipe.positions,
         numbers=Numbers(
-            tokens_entering=tokens,
-            tokens_mean=sum(rows) / len(rows),
-            kv_mib=kv_bytes(geometry.text, rows) / mib,
-            kv_mib_unpruned=kv_bytes(geometry.text, (geometry.total,) * len(rows)) / mib,
+            tokens_entering=worked[0],
+            tokens_mean=sum(worked) / len(worked),
+            kv_mib=kv_bytes(geometry.text, stored) / mib,
+            kv_mib_unpruned=kv_bytes(geometry.text, (geometry.total,) * len(stored)) / mib,
         ),
-        kv_rows=rows,
+        kv_rows=stored,
         calibration=None if calibrated is None else calibrated.record,
         seed=recipe.calibration.seed if recipe.calibration is not None else 0,
         versions={name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},

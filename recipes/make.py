@@ -6,7 +6,7 @@ from typing import Any
 from tokcarve.passes.errors import BudgetError, MethodError
 from tokcarve.recipes.files import parse_recipe
 from tokcarve.recipes.method_recipes import METHOD_RECIPES
-from tokcarve.recipes.schema import Recipe, nearest
+from tokcarve.recipes.schema import BUDGETS, Recipe, nearest
 
 __all__ = ["make_recipe"]
 
@@ -15,29 +15,29 @@ def make_recipe(
     model: str,
     *,
     method: str,
-    keep: float | int | None = None,
-    tokens: int | None = None,
-    avg_tokens: int | None = None,
     params: Mapping[str, Any] | None = None,
     positions: str = "renumbered",
     samples: str | None = None,
     count: int | None = None,
     seed: int = 0,
     source: str = "arguments",
+    **budget: float | int | None,
 ) -> Recipe:
     """A recipe from separate values, as the command line and `tokcarve.compress` have them.
 
-    `seed` serves the choice of samples, and the method where it draws at random. No `samples`: no calibration. Raises
-    MethodError for an unknown method or parameter, BudgetError for a budget that fits no model, and RecipeError, with
-    `source` before every fault, for values that do not fit.
+    `budget` is one of the names of tokcarve.recipes.schema.Budget and its value. `seed` serves the choice of samples,
+    and the method where it draws at random. No `samples`: no calibration. Raises MethodError for an unknown method or
+    parameter, BudgetError for a budget that fits no model, and RecipeError, with `source` before every fault, for
+    values that do not fit.
     """
     _check_method(method, params or {})
-    budget = _check_budget({"keep": keep, "tokens": tokens, "avg_tokens": avg_tokens})
+    given = {name: value for name, value in budget.items() if value is not None}
+    _check_budget(given)
     chosen: dict[str, Any] = {"name": method, **(params or {})}
     if "seed" in METHOD_RECIPES[method].model_fields:
         chosen.setdefault("seed", seed)
     fields: dict[str, Any] = {"model": model, "method": chosen, "positions": positions}
-    fields["budget"] = budget
+    fields["budget"] = given
     if samples is not None:
         fields["calibration"] = {"samples": samples, "seed": seed, **({} if count is None else {"count": count})}
     return parse_recipe(fields, source)
@@ -55,19 +55,21 @@ def _check_method(method: str, params: Mapping[str, Any]) -> None:
             raise MethodError(f"unknown parameter {key!r} of {method}{nearest(key, known)}; {has}")
 
 
-def _check_budget(given: Mapping[str, float | int | None]) -> dict[str, float | int]:
-    """The one budget that was given; refuses here what needs no model, so that it comes before anything is loaded."""
-    found = {name: value for name, value in given.items() if value is not None}
+def _check_budget(given: Mapping[str, float | int]) -> None:
+    """Refuses here what needs no model, so that it comes before anything is loaded."""
+    found = {name: given[name] for name in BUDGETS if name in given}
+    if not found:
+        raise BudgetError(f"no budget was given; give one of {', '.join(BUDGETS)}")
     if len(found) > 1:
         both = " and ".join(f"{name}={value}" for name, value in found.items())
         raise BudgetError(f"{'both' if len(found) == 2 else 'all of'} {both} were given; give one of them")
-    for name, value in found.items():
-        if name == "keep" and not 0 < value <= 1:
-            raise BudgetError(f"keep={value} is not a share of the visual tokens; choose above 0 and at most 1")
-        if name != "keep" and value < 1:
-            raise BudgetError(
-                f"{name}={value} is not a count of visual tokens; choose 1 or more, up to the model's total"
-            )
-    if not found:
-        raise BudgetError("no budget was given; give keep, a share in (0, 1], or tokens, a count of visual tokens")
-    return found
+    name, value = next(iter(found.items()))
+    if name == "keep" and not 0 < value <= 1:
+        raise BudgetError(f"keep={value} is not a share of the visual tokens; choose above 0 and at most 1")
+    if name in ("tokens", "avg_tokens") and value < 1:
+        raise BudgetError(f"{name}={value} is not a count of visual tokens; choose 1 or more, up to the model's total")
+    if not value > 0:
+        raise BudgetError(f"{name}={value} is nothing; choose more than 0")
+    for rows, budgets in (("max_text", ("kv_mib", "prefill_flops")), ("max_new", ("kv_mib",))):
+        if rows in given and name not in budgets:
+            raise BudgetError(f"{rows}={given[rows]} says nothing beside {name}; it belongs to {' and '.join(budgets)}")

@@ -53,20 +53,21 @@ class MethodRecord(_Closed):
 
 
 class BudgetRecord(_Closed):
-    """What was asked for ({"keep": 0.11} or {"tokens": 64}), and the counts it came to: `tokens` of `total`."""
+    """What was asked for ({"keep": 0.11}, {"tokens": 64}, ...), and the counts it came to: `tokens` of `total`."""
 
-    asked: dict[Literal["keep", "tokens", "avg_tokens"], int | float]
+    asked: dict[Literal["keep", "tokens", "avg_tokens", "kv_mib", "prefill_flops", "max_text", "max_new"], int | float]
     tokens: int
     total: int
 
 
 class StageEntry(_Closed):
-    """One place where `total` visual tokens become `keep`."""
+    """One place where `total` visual tokens become `keep`; in a language model also how what is left is numbered."""
 
     site: str
     total: int
     keep: int
-    how: Literal["choose", "mask", "merge", "resize"]
+    how: Literal["choose", "mask", "merge", "resize", "exit"]
+    positions: Literal["original", "renumbered"] | None = None
 
 
 class Numbers(_Closed):
@@ -88,8 +89,8 @@ class CheckRecord(_Closed):
 
 
 class Manifest(_Closed):
-    """The whole of tokcarve.json; `kv_rows` counts visual rows per language layer, `modules` is the SHA-256 of
-    modules.safetensors where the method has tensors of its own, `digest` covers everything else."""
+    """The whole of tokcarve.json; `kv_rows` counts the visual rows that each language layer stores, `modules` is the
+    SHA-256 of modules.safetensors where the method has tensors of its own, `digest` covers everything else."""
 
     format: Literal[1] = 1
     tokcarve: str = __version__

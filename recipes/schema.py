@@ -11,42 +11,56 @@ Methods are a union over `name`, so a parameter exists only where it means somet
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from tokcarve.passes.budget import count_for
-from tokcarve.recipes.method_recipes import AnyMethod, Closed, Seed
+from tokcarve.recipes.method_recipes import AnyMethod
+from tokcarve.recipes.recipe_parts import Closed, Seed
 
-__all__ = ["Budget", "Calibration", "Recipe", "nearest"]
+__all__ = ["BUDGETS", "Budget", "BudgetName", "Calibration", "Recipe", "nearest"]
+
+
+BudgetName = Literal["keep", "tokens", "avg_tokens", "kv_mib", "prefill_flops"]
+TEXT_ROWS = 64
+BUDGETS: tuple[BudgetName, ...] = get_args(BudgetName)
 
 
 class Budget(Closed):
-    """What was asked for: exactly one of a share `keep` in (0, 1], a count `tokens` of visual tokens, and their mean
-    `avg_tokens` over the layers of the language model."""
+    """What was asked for: exactly one of
+
+    keep            share in (0, 1] of the visual tokens that is left behind the last stage
+    tokens          count that is left there
+    avg_tokens      mean count over the layers of the language model; the nearest that the schedule reaches
+    kv_mib          most MiB of fp16 keys and values, visual tokens and `max_text` + `max_new` rows of text
+    prefill_flops   most FLOPs (2 per multiply-add) of a prefill with `max_text` rows of text
+
+    where 64 rows of each are meant unless told.
+    """
 
     keep: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     tokens: Annotated[int, Field(ge=1)] | None = None
     avg_tokens: Annotated[int, Field(ge=1)] | None = None
+    kv_mib: Annotated[float | int, Field(gt=0, allow_inf_nan=False)] | None = None
+    prefill_flops: Annotated[float | int, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_text: Annotated[int, Field(ge=1)] | None = None
+    max_new: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "Budget":
-        if [self.keep, self.tokens, self.avg_tokens].count(None) != 2:
-            raise ValueError("give exactly one of keep (a share in (0, 1]), tokens (a count) and avg_tokens (a mean)")
+        if len(self._given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(BUDGETS)}")
         return self
 
-    def count(self, total: int) -> int:
-        """The count of `total` visual tokens that this budget means; raises BudgetError where it does not fit."""
-        # every method so far cuts before the language model, whose layers then all see the same count
-        tokens = self.tokens if self.avg_tokens is None else self.avg_tokens
-        return count_for(keep=self.keep, tokens=tokens, total=total)
+    @property
+    def _given(self) -> dict[str, int | float]:
+        return {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
 
     @property
-    def asked(self) -> dict[Literal["keep", "tokens", "avg_tokens"], int | float]:
-        """The one value that was given, under its name."""
-        if self.avg_tokens is not None:
-            return {"avg_tokens": self.avg_tokens}
-        return {"tokens": self.tokens} if self.tokens is not None else {"keep": self.keep or 0.0}
+    def asked(self) -> dict[Any, int | float]:
+        """The one value that was given, under its name, and the rows of text that it was given for."""
+        rows = {"kv_mib": ("max_text", "max_new"), "prefill_flops": ("max_text",)}.get(next(iter(self._given)), ())
+        return self._given | {name: getattr(self, name) or TEXT_ROWS for name in rows}
 
 
 class Calibration(Closed):

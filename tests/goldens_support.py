@@ -1,6 +1,7 @@
 """What the authors' own code did on the golden model: recorded arrays, the model, its inputs, and the comparison."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from tokcarve.passes import families
-from tokcarve.passes.graph import TokenGraphs
+from tokcarve.passes.graph import TokenGraphs, all_kept
 from tokcarve.passes.insert import RewriteResult, rewrite
 from tokcarve.passes.stage import Method
 
-__all__ = ["IMAGES", "Recorded", "carved", "check_answers", "golden_graphs", "golden_inputs"]
+__all__ = ["IMAGES", "Recorded", "carved", "check_answers", "check_read", "golden_graphs", "golden_inputs"]
 
 GOLDENS = Path(__file__).parent / "goldens"
 IMAGES = range(4)
@@ -64,6 +65,31 @@ def _pruned_prompt(ids: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     image = ids == IMAGE_TOKEN
     rows = ids[~image | (torch.cumsum(image, 1) <= tokens)].view(ids.shape[0], -1)
     return rows, torch.full((ids.shape[0],), rows.shape[1])
+
+
+def check_read(
+    result: RewriteResult,
+    golden: Recorded,
+    budget: str,
+    kept: dict[str, str],
+    spoken: str = "gen",
+    images: Sequence[int] = IMAGES,
+) -> None:
+    """A method in the language model on the recorded prompts: patches kept behind each site {site: recorded name},
+    logits of the last row within 1e-3, greedy tokens through the caches; `images` are run as one batch."""
+    pixels, ids = (tensor[list(images)] for tensor in golden_inputs())
+    graphs, lengths = result.graphs, torch.full((len(images),), ids.shape[1])
+    with torch.no_grad():
+        seen = graphs.see(pixels)
+        rows, lengths = _pruned_prompt(ids, seen.features.shape[1])
+        found = all_kept(seen, graphs.read(rows, seen, lengths)[0])
+    for site, name in kept.items():
+        for row, image in zip(found[site], images, strict=True):
+            assert row.tolist() == golden.get(image, budget, name).tolist(), (site, image)
+    logits, tokens = answer(graphs, seen, rows, lengths, 8, banned=[2])
+    for row, said, image in zip(logits, tokens, images, strict=True):
+        torch.testing.assert_close(row, torch.from_numpy(golden.get(image, budget, "logits")), atol=1e-3, rtol=0)
+        assert said.tolist() == golden.get(image, budget, spoken).tolist(), image
 
 
 def check_answers(features: Tensor, golden: Recorded, budget: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokcarve.passes.graph import TokenGraphs
+from tokcarve.passes.graph import Seen, TokenGraphs
 
 __all__ = ["answer", "at_last_row"]
 
@@ -18,7 +18,7 @@ def at_last_row(logits: Tensor, lengths: Tensor) -> Tensor:
 @torch.no_grad()
 def answer(
     graphs: TokenGraphs,
-    features: Tensor,
+    seen: Seen | Tensor,
     input_ids: Tensor,
     lengths: Tensor,
     steps: int,
@@ -30,17 +30,20 @@ def answer(
 
     `room`: rows beyond the prompt of caches of fixed size; None lets the caches grow by a row a step.
     """
-    logits, keys, values = graphs.language(*graphs.embedding(input_ids, features), lengths)
-    first = score = at_last_row(logits, lengths)
+    seen = Seen(seen, {}) if isinstance(seen, Tensor) else seen
+    read, entered = graphs.read(input_ids, seen, lengths)
+    keys, values = read.keys, read.values
+    first = score = at_last_row(read.logits, lengths - (input_ids.shape[1] - read.logits.shape[1]))
+    end = torch.gather(entered, 1, lengths.unsqueeze(1) - 1)
     tokens: list[Tensor] = []
-    rows = input_ids.shape[1]
+    rows = [key.shape[2] for key in keys]
     if room is not None:
         keys, values = ([torch.nn.functional.pad(c, (0, 0, 0, room)) for c in caches] for caches in (keys, values))
     for step in range(steps):
         score = score.index_fill(1, torch.tensor(banned, dtype=torch.long), -torch.inf)
         tokens.append(score.argmax(dim=1, keepdim=True))
         capacity = step if room is None else room
-        positions = (lengths + step).unsqueeze(1)
+        positions = end + 1 + step
         score, new_keys, new_values = graphs.decode(
             tokens[-1], positions, lengths, torch.tensor([step]), keys, values, capacity
         )
@@ -50,5 +53,5 @@ def answer(
                 if room is None:
                     caches[layer] = torch.cat([caches[layer], row], dim=2)
                 else:
-                    caches[layer][:, :, rows + step] = row[:, :, 0]
+                    caches[layer][:, :, rows[layer] + step] = row[:, :, 0]
     return first, torch.cat(tokens, dim=1)

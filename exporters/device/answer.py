@@ -199,7 +199,7 @@ class _Chunk:
         prefilled = pipeline.prefill(embedded, self.lengths)
         latest = greedy(prefilled["logits"])
         prefill = clock.lap()
-        self.kept = seen["kept_indices"][: len(self.wanted)].astype(np.int64)
+        self.kept = pipeline.kept(seen, prefilled)[: len(self.wanted)]
         self._take(latest, on_token)
         cache, steps = pipeline.cache(prefilled), list[float]()
         while len(steps) + 1 < max_new and not all(tokens[-1] in self.stops for tokens in self.tokens):

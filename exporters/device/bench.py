@@ -47,7 +47,7 @@ class Bench:
         prefill = self.sides[0].graph("prefill")
         self.provider, self.fell_back = prefill.provider, prefill.fell_back
         self._release()
-        if len(set(self.face.record.pruned.rows)) > 1:
+        if any(name.startswith("kept_indices.") for name in prefill.outputs):
             self._share("prefill", {**embedded[0], "prompt_lengths": lengths[0]})
         self._decode(prefilled, lengths)
 

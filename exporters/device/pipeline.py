@@ -45,12 +45,20 @@ class Pipeline:
         return self.graph("vision").run(feeds)
 
     def embed(self, input_ids: Ids, seen: Mapping[str, Array]) -> dict[str, Array]:
-        """`inputs_embeds` and `position_ids` of right-padded ids [batch, rows]; `seen` is what vision gave."""
-        return self.graph("embedding").run({"input_ids": input_ids, **seen})
+        """What prefill takes of right-padded ids [batch, rows]; `seen` is what vision gave."""
+        made = self.graph("embedding").run({"input_ids": input_ids, **seen})
+        start: Ids = np.argmax(input_ids == self.record.geometry.image_token_id, axis=1).astype(np.int64)
+        return {**seen, **made, "visual_start": start}
 
     def prefill(self, embedded: Mapping[str, Array], lengths: Ids) -> dict[str, Array]:
-        """`logits` [batch, 1, vocab] of the last real row and every layer's keys and values; `lengths` [batch]."""
+        """`logits` [batch, 1, vocab] of the last real row, every layer's keys and values, and what layers kept."""
         return self.graph("prefill").run({**embedded, "prompt_lengths": lengths})
+
+    def kept(self, seen: Mapping[str, Array], prefilled: Mapping[str, Array]) -> Ids:
+        """Patch ids [batch, keep] of the visual tokens that are left behind the last stage that chose."""
+        kept: Ids = seen["kept_indices"].astype(np.int64)
+        inside = [one for name, one in prefilled.items() if name.startswith("kept_indices.")]
+        return np.take_along_axis(kept, inside[-1], axis=1) if inside else kept
 
     def cache(self, prefilled: Mapping[str, Array]) -> Cache:
         """Buffers of the exported capacities, under the names of decode's inputs, with the prompt's rows in them."""

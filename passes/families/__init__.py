@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import nn
 
+from tokcarve.passes.capture import capture as capture_parts
 from tokcarve.passes.errors import ModelError
 from tokcarve.passes.families import llava
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
-from tokcarve.passes.graph import capture as capture_parts
 
 __all__ = ["FAMILIES", "capture", "empty", "geometry"]
 

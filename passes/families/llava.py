@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from tokcarve.passes.blocks import PatchEmbedding, Rotary, TextBlock, VisionBlock
+from tokcarve.passes.blocks import PatchEmbedding, VisionBlock
 from tokcarve.passes.errors import ModelError
 from tokcarve.passes.geometry import Geometry, TextGeometry, VisionGeometry
 from tokcarve.passes.graph import Parts
+from tokcarve.passes.text_blocks import Rotary, TextBlock
 
 __all__ = ["MODEL", "empty", "geometry", "parts"]
 

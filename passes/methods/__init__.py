@@ -4,6 +4,7 @@ from tokcarve.passes.methods.cdpruner import CDPruner
 from tokcarve.passes.methods.controls import NoReduction, Random, Uniform
 from tokcarve.passes.methods.divprune import DivPrune
 from tokcarve.passes.methods.downsample import Downsample
+from tokcarve.passes.methods.fastv import FastV
 from tokcarve.passes.methods.flowcut import FlowCut
 from tokcarve.passes.methods.hiprune import HiPrune
 from tokcarve.passes.methods.holov import HoloV
@@ -41,4 +42,5 @@ METHODS: dict[str, type[Method]] = {
     "tome": ToMe,
     "turbo": Turbo,
     "prune_and_merge": PruneAndMerge,
+    "fastv": FastV,
 }

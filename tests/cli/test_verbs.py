@@ -76,7 +76,9 @@ def test_compress_writes_remembers_and_inspect_reads(checkpoint: Path, here: Pat
 def test_a_dry_run_writes_nothing(checkpoint: Path, here: Path) -> None:
     made = told("compress", checkpoint, "--method", "vtc_cls", "--tokens", "16", "--dry-run")
     assert made["written"] is False
-    assert made["manifest"]["schedule"] == [{"site": "vision.layers.4", "total": 64, "keep": 16, "how": "choose"}]
+    assert made["manifest"]["schedule"] == [
+        {"site": "vision.layers.4", "total": 64, "keep": 16, "how": "choose", "positions": None}
+    ]
     assert list(here.iterdir()) == []
 
 

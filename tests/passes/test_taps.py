@@ -126,8 +126,8 @@ def test_a_graph_that_reads_the_question_takes_the_prompt(graphs: TokenGraphs) -
     check_carved(carved.graphs, carved.schedule)
     ids, lengths = prompt([9, 14], visual=2)
     with torch.no_grad():
-        whole, _ = graphs.see(pictures(2))
-        _, kept = carved.graphs.see(pictures(2), ids, lengths)
+        whole, _, _ = graphs.see(pictures(2))
+        _, kept, _ = carved.graphs.see(pictures(2), ids, lengths)
         question = Text(graphs.parts.embed_tokens, IMAGE)(ids, lengths)
     assert not graphs.reads_text and carved.graphs.reads_text
     assert torch.equal(kept["connector"], top_in_order((whole @ question.unsqueeze(2)).squeeze(2), 9))

@@ -91,6 +91,6 @@ def test_more_tokens_than_the_features_have_dimensions(golden: Recorded, feature
 def test_the_whole_graph_on_the_recorded_inputs() -> None:
     pixels, ids = golden_inputs()
     with torch.no_grad():
-        features, kept = carved(CDPruner(), 128).graphs.see(pixels, ids, torch.full((4,), ids.shape[1]))
+        features, kept, _ = carved(CDPruner(), 128).graphs.see(pixels, ids, torch.full((4,), ids.shape[1]))
     assert features.shape == (4, 128, 64) and features.isfinite().all()
     assert (kept["connector"][:, 1:] > kept["connector"][:, :-1]).all()

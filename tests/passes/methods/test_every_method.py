@@ -7,19 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from models import TOTAL, Tower, build, config, pictures, prompt
+from greedy import at_last_row
+from models import IMAGE, TOTAL, Tower, build, config, pictures, prompt
 from torch import Tensor, fx
 from watcher import Watcher
 
 from tokcarve.passes import families, methods
 from tokcarve.passes.calibrate import tokens_at
 from tokcarve.passes.errors import MethodError
-from tokcarve.passes.graph import TokenGraphs
+from tokcarve.passes.graph import Seen, TokenGraphs, all_kept, thread, visual_start
 from tokcarve.passes.insert import RewriteResult, rewrite
-from tokcarve.passes.invariants import check_carved
+from tokcarve.passes.invariants import check_carved, rows_after
 from tokcarve.passes.methods import METHODS
 from tokcarve.passes.stage import Frozen, Method, Stage
 from tokcarve.passes.taps import TAPS, needs_cls
+from tokcarve.passes.text_taps import TEXT_TAPS
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "random, another seed": ("random", {"seed": 3}),
@@ -43,7 +45,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tome, published order": ("tome", {"order": "published"}),
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS} | VARIANTS
+LAYERS = 8
 EASY = 16  # a count that every method reaches on every tower it serves
+UNSORTED = ("sparsevlm", "visiondrop")  # merged tokens stand behind the kept ones
+# taps that hear the question
+ASKED = {"text", "last_attention", "next_last_attention", "last_logits", "last_logits_unrotated", "text_attention"}
 HEADINGS = ("Source", "Reads", "Gives", "Cost", "Differs", "Raises")
 TOWERS: list[Tower] = ["clip", "siglip"]
 
@@ -60,9 +66,14 @@ def planned(case: str, graphs: TokenGraphs, tokens: int, frozen: Frozen | None =
     method = method_of(case)
     fit = method.fit(graphs.geometry, tokens)
     if fit is not None:
-        fit.add(tokens_at(families.capture(build("llama", graphs.geometry.vision.kind)), fit.site, pictures(4, seed=9)))
+        fit.add(tokens_at(families.capture(model(graphs.geometry.vision.kind)), fit.site, pictures(4, seed=9)))
         frozen = Frozen(tensors=fit.solve())
     return method.stages(graphs.geometry, tokens, frozen)
+
+
+def model(tower: Tower = "clip", dtype: torch.dtype = torch.float32) -> Any:
+    """A small model with layers enough for methods that cut several times in the language model."""
+    return build("llama", tower, dtype=dtype, text_layers=LAYERS)
 
 
 def carve(case: str, tower: Tower, tokens: int, dtype: torch.dtype = torch.float32) -> RewriteResult:
@@ -71,7 +82,7 @@ def carve(case: str, tower: Tower, tokens: int, dtype: torch.dtype = torch.float
         pytest.skip("reads the [CLS] row, and a SigLIP tower has none")
     if case == "none" and tokens != TOTAL:
         pytest.skip("reduces nothing")
-    graphs = families.capture(build("llama", tower, dtype=dtype))
+    graphs = families.capture(model(tower, dtype))
     try:
         stages = planned(case, graphs, tokens)
     except MethodError as error:
@@ -80,22 +91,61 @@ def carve(case: str, tower: Tower, tokens: int, dtype: torch.dtype = torch.float
     return rewrite(graphs, stages)
 
 
-def prompts(batch: int) -> tuple[Tensor, Tensor]:
+def prompts(batch: int, visual: int = 1) -> tuple[Tensor, Tensor]:
     """A question per image, each of another length."""
-    return prompt([6 + 3 * i for i in range(batch)], visual=1)
+    return prompt([6 + 3 * i for i in range(batch)], visual=visual)
+
+
+@dataclasses.dataclass
+class Ran:
+    """Features that enter the language model, logits [batch, vocab] of the last row, ids kept at the end, and rows of
+    text and visual tokens in the last layer."""
+
+    features: Tensor
+    logits: Tensor
+    ids: Tensor
+    rows: int
 
 
 @torch.no_grad()
-def run(graphs: TokenGraphs, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Features, and the ids kept at the end."""
-    features, kept = graphs.see(pixels, *prompts(pixels.shape[0]))
-    last = list(kept.values())[-1] if kept else torch.arange(TOTAL).expand(pixels.shape[0], -1)
-    return features, last
+def run(graphs: TokenGraphs, pixels: Tensor, only: int | None = None) -> Ran:
+    """Both graphs on a batch, or on one of its images alone with its prompt unpadded."""
+    tokens = thread(graphs.vision).count
+    asked, prompted = prompts(pixels.shape[0]), prompts(pixels.shape[0], tokens)
+    if only is not None:
+        at = slice(only, only + 1)
+        pixels, asked, prompted = (pixels[at], *((ids[at, : n[only]], n[at]) for ids, n in (asked, prompted)))
+    seen = graphs.see(pixels, *asked)
+    read, _ = graphs.read(prompted[0], seen, prompted[1], given(graphs, pixels.shape[0]))
+    kept = list(all_kept(seen, read).values())
+    dropped = prompted[0].shape[1] - read.logits.shape[1]
+    last = torch.arange(TOTAL).expand(pixels.shape[0], -1)
+    return Ran(
+        features=seen.features,
+        logits=at_last_row(read.logits, prompted[1] - dropped),
+        ids=kept[-1] if kept else last,
+        rows=read.logits.shape[1],
+    )
 
 
-def inputs(graphs: TokenGraphs, pixels: Tensor) -> tuple[Tensor, ...]:
-    """What the vision graph itself takes."""
-    return (pixels, *prompts(pixels.shape[0])) if graphs.reads_text else (pixels,)
+def given(graphs: TokenGraphs, batch: int) -> dict[str, Tensor]:
+    """What a caller hands to a method that keeps a state between calls."""
+    tokens = thread(graphs.vision).count
+    generator = torch.Generator().manual_seed(3)
+    return {"guide": torch.rand(1, tokens, generator=generator).expand(batch, -1)}
+
+
+def watched(graphs: TokenGraphs, pixels: Tensor, kind: type[Any]) -> list[Any]:
+    """Both graphs run by an interpreter of that kind."""
+    batch, tokens = pixels.shape[0], thread(graphs.vision).count
+    vision, language = kind(graphs.vision), kind(graphs.language)
+    with torch.no_grad():
+        seen = Seen(*vision.run(pixels, *(prompts(batch) if graphs.reads_text else ())))
+        ids, lengths = prompts(batch, tokens)
+        embeds, positions = graphs.embedding(ids, seen.features)
+        named = {"visual_start": visual_start(ids, IMAGE), **seen.handed, **given(graphs, batch)}
+        language.run(embeds, positions, lengths, *(named[name] for name in graphs.language_inputs))
+    return [vision, language]
 
 
 @every_case
@@ -104,16 +154,20 @@ def inputs(graphs: TokenGraphs, pixels: Tensor) -> tuple[Tensor, ...]:
 def test_exactly_the_budget_is_left(case: str, tower: Tower, tokens: int) -> None:
     result = carve(case, tower, tokens)
     check_carved(result.graphs, result.schedule)
-    features, ids = run(result.graphs, pictures(2))
-    assert features.shape == (2, tokens, 48)
-    assert features.isfinite().all()
+    ran = run(result.graphs, pictures(2))
+    ids = ran.ids
+    entering = rows_after(result.graphs, result.schedule)["connector"]
+    assert ran.features.shape == (2, entering, 48)
+    assert ran.features.isfinite().all() and ran.logits.isfinite().all()
     assert (ids.dtype, ids.shape) == (torch.int64, (2, tokens))
-    if "published" in case:
+    exits = any(record.how == "exit" for record in result.schedule)
+    assert ran.rows == prompts(2, 0 if exits else tokens)[0].shape[1]
+    if "published" in case or case.startswith(UNSORTED):
         ids = ids.sort(dim=1).values
     assert (ids[:, 1:] > ids[:, :-1]).all(), "ascending, and so unique"
     sends_cls = any(stage.takes_cls for stage in planned(case, result.graphs, tokens))
     assert ids.min() >= (-1 if sends_cls else 0) and ids.max() < TOTAL
-    assert (result.schedule[-1].keep, result.modified) == (tokens, True)
+    assert (result.schedule[-1].keep, result.modified) == (0 if exits else tokens, True)
 
 
 @every_case
@@ -121,46 +175,44 @@ def test_exactly_the_budget_is_left(case: str, tower: Tower, tokens: int) -> Non
 def test_keeping_all_changes_nothing(case: str, tower: Tower) -> None:
     result = carve(case, tower, TOTAL)
     assert (result.modified, result.schedule) == (False, ())
-    whole, _ = run(families.capture(build("llama", tower)), pictures(2))
-    assert torch.equal(run(result.graphs, pictures(2))[0], whole)
+    whole, ran = (run(graphs, pictures(2)) for graphs in (families.capture(model(tower)), result.graphs))
+    assert torch.equal(ran.features, whole.features) and torch.equal(ran.logits, whole.logits)
 
 
 @every_case
 def test_the_same_image_gives_the_same_tokens(case: str) -> None:
     first, second = (run(carve(case, "clip", 16).graphs, pictures(2)) for _ in range(2))
-    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert torch.equal(first.logits, second.logits) and torch.equal(first.ids, second.ids)
 
 
 @every_case
 def test_a_batch_is_a_loop(case: str) -> None:
     graphs = carve(case, "clip", 16).graphs
     pixels = pictures(3)
-    features, ids = run(graphs, pixels)
+    together = run(graphs, pixels)
     for i in range(3):
-        ids_of, lengths = prompts(3)
-        with torch.no_grad():
-            alone, kept = graphs.see(pixels[i : i + 1], ids_of[i : i + 1], lengths[i : i + 1])
-        chosen = list(kept.values())[-1] if kept else ids[i : i + 1]
-        assert torch.equal(chosen[0], ids[i])
-        torch.testing.assert_close(alone[0], features[i], atol=1e-5, rtol=0)
+        alone = run(graphs, pixels, only=i)
+        assert torch.equal(alone.ids[0], together.ids[i])
+        torch.testing.assert_close(alone.features[0], together.features[i], atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone.logits[0], together.logits[i], atol=1e-4, rtol=0)
 
 
 @every_case
 def test_a_constant_image_is_served(case: str) -> None:
     result = carve(case, "clip", 16)
-    features, ids = run(result.graphs, torch.zeros(2, 3, 112, 112))
-    assert features.shape[1] == 16 and features.isfinite().all()
+    ran = run(result.graphs, torch.zeros(2, 3, 112, 112))
+    assert ran.ids.shape[1] in (16, TOTAL) and ran.features.isfinite().all() and ran.logits.isfinite().all()
     # two questions about one image may need different tokens
-    assert method_of(case).facts.text_aware or torch.equal(ids[0], ids[1])
+    assert method_of(case).facts.text_aware or torch.equal(ran.ids[0], ran.ids[1])
 
 
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_of_half_precision_is_served(case: str, dtype: torch.dtype) -> None:
     result = carve(case, "clip", 16, dtype)
-    features, ids = run(result.graphs, pictures(2).to(dtype))
-    assert features.dtype == dtype and features.isfinite().all()
-    assert ids.shape == (2, 16) and all(len(set(row)) == 16 for row in ids.tolist())
+    ran = run(result.graphs, pictures(2).to(dtype))
+    assert ran.features.dtype == ran.logits.dtype == dtype and ran.logits.isfinite().all()
+    assert ran.ids.shape == (2, 16) and all(len(set(row)) == 16 for row in ran.ids.tolist())
 
 
 class Careful(fx.Interpreter):
@@ -182,18 +234,15 @@ def test_a_rule_writes_to_nothing_and_scores_in_float32(case: str) -> None:
     result = carve(case, "clip", 16, torch.float16)
     pixels = pictures(2).half()
     before = pixels.clone()
-    with torch.no_grad():
-        Careful(result.graphs.vision).run(*inputs(result.graphs, pixels))
+    watched(result.graphs, pixels, Careful)
     assert torch.equal(pixels, before)
 
 
 @every_case
 def test_scores_are_finite(case: str) -> None:
     graphs = carve(case, "clip", 16).graphs
-    watcher = Watcher(graphs.vision)
-    with torch.no_grad():
-        watcher.run(*inputs(graphs, pictures(2)))
-    outcomes = [value for name, value in watcher.seen.items() if name.startswith("select_rule_")]
+    found = [pair for watcher in watched(graphs, pictures(2), Watcher) for pair in watcher.seen.items()]
+    outcomes = [value for name, value in found if name.startswith("select_rule_")]
     assert case in ("none", "downsample") or outcomes
     assert all(t.isfinite().all() for outcome in outcomes for t in outcome.values())
 
@@ -201,8 +250,8 @@ def test_scores_are_finite(case: str) -> None:
 @every_case
 def test_planning_needs_no_weights(case: str) -> None:
     tokens = TOTAL if case == "none" else EASY
-    graphs = families.capture(families.empty(config()))
-    stages = planned(case, families.capture(build()), tokens)
+    graphs = families.capture(families.empty(config(text_layers=LAYERS)))
+    stages = planned(case, families.capture(model()), tokens)
     result = rewrite(graphs, stages)
     check_carved(result.graphs, result.schedule)
     assert {p.device.type for p in result.graphs.vision.parameters()} == {"meta"}
@@ -214,10 +263,12 @@ def test_a_schedule_plans_itself_again(case: str, tokens: int) -> None:
     """An artifact stores the schedule; handed back as counts it must give the same stages."""
     result = carve(case, "clip", tokens)
     counts = {record.site: record.keep for record in result.schedule}
-    fresh = families.capture(build())
+    fresh = families.capture(model())
     again = rewrite(fresh, planned(case, fresh, tokens, Frozen(counts=counts)))
     assert again.schedule == result.schedule
     assert again.graphs.vision.code == result.graphs.vision.code
+    assert again.graphs.language.code == result.graphs.language.code
+    assert again.graphs.decode.code == result.graphs.decode.code
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -248,12 +299,12 @@ def test_the_facts_are_true(case: str) -> None:
     method = method_of(case)
     facts = dataclasses.asdict(method.facts)
     assert all(value for name, value in facts.items() if name not in ("text_aware", "reads")), facts
-    graphs = families.capture(build())
+    graphs = families.capture(model())
     tokens = TOTAL if case == "none" else 16
     stages = planned(case, graphs, tokens)
     read = {tap for stage in stages for tap in stage.reads}
-    assert read <= set(TAPS) and (case in VARIANTS or read == set(method.facts.reads))
-    assert method.facts.text_aware == ("text" in read)
+    assert read <= set(TAPS) | set(TEXT_TAPS) and (case in VARIANTS or read == set(method.facts.reads))
+    assert method.facts.text_aware == bool(read & ASKED)
     assert not [stage.keep for stage in stages if not tokens <= stage.keep <= TOTAL]
 
 

@@ -138,7 +138,7 @@ class TestCounts:
 @torch.no_grad()
 def see(graphs: TokenGraphs, method: Recoverable, tokens: int = 16) -> tuple[Tensor, Tensor]:
     pixels, (ids, lengths) = pictures(2), prompt([7, 10], visual=1)
-    features, kept = rewrite(graphs, method.stages(graphs.geometry, tokens, None)).graphs.see(pixels, ids, lengths)
+    features, kept, _ = rewrite(graphs, method.stages(graphs.geometry, tokens, None)).graphs.see(pixels, ids, lengths)
     return features, kept["connector"]
 
 
@@ -185,13 +185,13 @@ class TestInTheGraph:
         method, pixels = Recoverable(text_share=1.0, clusters=0.0), pictures(1)
         carved_ = rewrite(graphs, method.stages(graphs.geometry, 16, None)).graphs
         with torch.no_grad():
-            first, second = (carved_.see(pixels, *prompt([9], visual=1, seed=s))[1]["connector"] for s in (0, 1))
+            first, second, _ = (carved_.see(pixels, *prompt([9], visual=1, seed=s))[1]["connector"] for s in (0, 1))
         assert not torch.equal(first, second)
 
     def test_on_the_recorded_inputs(self) -> None:
         pixels, ids = golden_inputs()
         with torch.no_grad():
-            features, kept = carved(Recoverable(), 192).graphs.see(pixels, ids, torch.full((4,), ids.shape[1]))
+            features, kept, _ = carved(Recoverable(), 192).graphs.see(pixels, ids, torch.full((4,), ids.shape[1]))
         assert features.shape == (4, 192, 64) and features.isfinite().all()
         assert (kept["connector"][:, 1:] > kept["connector"][:, :-1]).all()
 

@@ -1,0 +1,38 @@
+"""What every recipe is made of: closed models, the kinds of their values, and what all methods have in common."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+__all__ = ["Closed", "Count", "Layers", "MethodRecipe", "NotNegative", "Order", "Positive", "Seed", "Share"]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Order = Literal["raster", "published"]
+Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_tuple)]
+"""Layers of the language model, 0-based; a list in YAML, JSON and --param."""
+
+
+class Closed(BaseModel):
+    """A model of a recipe: no unknown keys, no conversions, no changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class MethodRecipe(Closed):
+    """What every method's entry has: its name, and hyper-parameters as further keys."""
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The hyper-parameters, all of them, by name."""
+        return {key: value for key, value in self.model_dump().items() if key != "name"}
