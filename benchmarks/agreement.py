@@ -42,7 +42,7 @@ def one_scene(model: CarvedModel, pipeline: Pipeline, pixels: torch.Tensor, ids:
     made = pipeline.prefill(pipeline.embed(padded, seen), lengths)
     cache, tokens = pipeline.cache(made), [greedy(made["logits"])]
     for step in range(NEW_TOKENS - 1):
-        tokens.append(greedy(pipeline.step(tokens[-1], lengths, step, cache)))
+        tokens.append(greedy(pipeline.step(tokens[-1], lengths, step, cache)["logits"]))
     expected = said[0, ids.shape[1] :].tolist()
     found = [int(token.item()) for token in tokens][: len(expected)]
     return {

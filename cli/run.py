@@ -3,7 +3,9 @@
 `--json`: artifact, runtime, image, prompt, provider (where it ran), answer, tokens (ids; a stop token is the last),
 kept_indices (of the patches that entered the language model, row by row from the top left), timings_ms {preprocess,
 vision, embedding, prefill, first_token, decode: one per further token}, total (patches). With torch, vision, embedding
-and prefill are one and null. These are times of a first, cold run; `tokcarve profile` measures.
+and prefill are one and null. These are times of a first, cold run; `tokcarve profile` measures. A method that keeps a
+state between images takes several, one frame after the other: `frames` then lists image, answer, tokens, kept_indices,
+timings_ms and pruned of each (unpruned until the history is full), and the rest is the last frame's.
 """
 
 from pathlib import Path
@@ -11,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tokcarve.cli.output import Progress, emit_json, print_facts, progress_bars
+from tokcarve.cli.output import Progress, emit_json, print_facts, print_table, progress_bars
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tokcarve.exporters.device.answer import OnToken
+    from tokcarve.exporters.device.answer import Answers, OnToken
     from tokcarve.recipes.artifact import Artifact
 
 __all__ = ["run"]
@@ -25,7 +27,7 @@ _TORCH_MAX_NEW = 64
 
 
 def run(
-    image: Annotated[Path, typer.Option(help="The picture: JPEG, PNG, WebP, BMP or TIFF.")],
+    image: Annotated[list[Path], typer.Option(help="The picture: JPEG, PNG, WebP, BMP or TIFF; frames: repeat.")],
     prompt: Annotated[str, typer.Option(help="The question about it.")],
     artifact: Annotated[Path | None, typer.Argument(help="The last one written here unless told.")] = None,
     max_new: Annotated[int | None, typer.Option(help="Most tokens of the answer; as many as exported.")] = None,
@@ -38,11 +40,13 @@ def run(
     from tokcarve.recipes.artifact import last, read_artifact
 
     found = read_artifact(artifact if artifact is not None else last())
-    picture = open_image(image)
+    pictures = [open_image(one) for one in image]
     with progress_bars() as progress:
         answer = _with_ort if runtime == "ort" else _with_torch
-        reply = answer(found, picture, prompt, max_new, threads, progress)
-    fields = {"artifact": str(found.directory), "runtime": runtime, "image": str(image), "prompt": prompt, **reply}
+        reply = answer(found, pictures, prompt, max_new, threads, progress)
+    for path, frame in zip(image, reply.get("frames", ()), strict=False):
+        frame["image"] = str(path)
+    fields = {"artifact": str(found.directory), "runtime": runtime, "image": str(image[-1]), "prompt": prompt, **reply}
     if as_json:
         emit_json("run", {**fields, "total": found.manifest.geometry.total})
     else:
@@ -51,7 +55,7 @@ def run(
 
 def _with_ort(
     found: "Artifact",
-    picture: "Image",
+    pictures: "list[Image]",
     prompt: str,
     max_new: int | None,
     threads: int | None,
@@ -63,9 +67,14 @@ def _with_ort(
     answerer = Answerer(found.directory, threads=threads)
     check_origin(found.directory, answerer.record, found.manifest)
     most = max_new if max_new is not None else answerer.record.max_new
-    made = answerer.answer([picture], [prompt], max_new, _on_token(progress, most))
+    if answerer.asks:
+        return _episode(found, pictures, prompt, max_new, threads)
+    made = answerer.answer([_only(found, pictures)], [prompt], max_new, _on_token(progress, most))
+    return {"provider": answerer.provider, **_said(made)}
+
+
+def _said(made: "Answers") -> dict[str, Any]:
     return {
-        "provider": answerer.provider,
         "answer": made.text[0],
         "tokens": list(made.tokens[0]),
         "kept_indices": made.kept_indices[0].tolist(),
@@ -73,9 +82,31 @@ def _with_ort(
     }
 
 
+def _only(found: "Artifact", pictures: "list[Image]") -> "Image":
+    from tokcarve.exporters.device.prompt import PromptError
+
+    if len(pictures) > 1:
+        raise PromptError(
+            f"{len(pictures)} images were given, and a model carved by {found.manifest.method.name} answers about one; "
+            "give one --image"
+        )
+    return pictures[0]
+
+
+def _episode(
+    found: "Artifact", pictures: "list[Image]", prompt: str, max_new: int | None, threads: int | None
+) -> dict[str, Any]:
+    from tokcarve.exporters.device.episode import Episode
+
+    episode = Episode(found.directory, threads=threads)
+    made = [episode.answer(picture, prompt, max_new) for picture in pictures]
+    frames = [{"image": "", "pruned": frame.pruned, **_said(frame.answers)} for frame in made]
+    return {"provider": episode.pruned.provider, **_said(made[-1].answers), "frames": frames}
+
+
 def _with_torch(
     found: "Artifact",
-    picture: "Image",
+    pictures: "list[Image]",
     prompt: str,
     max_new: int | None,
     threads: int | None,
@@ -84,6 +115,7 @@ def _with_torch(
     from tokcarve.exporters.reply import reply_in_torch
 
     most = max_new if max_new is not None else _TORCH_MAX_NEW
+    picture = _only(found, pictures)
     made = reply_in_torch(found, picture, prompt, most, threads, _on_token(progress, most))
     return {
         "provider": made.device,
@@ -120,6 +152,12 @@ def _print(fields: dict[str, Any], found: "Artifact") -> None:
         "ran on": f"{fields['provider']} ({fields['runtime']}), image prepared in {timings['preprocess']:.1f} ms",
     }
     print_facts(str(found.directory), facts)
+    if "frames" in fields:
+        rows = [
+            (one["image"], one["answer"].strip(), "pruned" if one["pruned"] else "unpruned", len(one["kept_indices"]))
+            for one in fields["frames"]
+        ]
+        print_table("frames", ("image", "answer", "graphs", "visual tokens"), rows)
 
 
 def _ranges(indices: list[int]) -> str:

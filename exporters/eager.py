@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput
 
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.load import read_model
-from tokcarve.passes.graph import TokenGraphs, all_kept, thread
+from tokcarve.passes.graph import TokenGraphs, all_kept, thread, visual_start
 from tokcarve.recipes.artifact import read_artifact
 from tokcarve.recipes.carve import carve
 
@@ -23,12 +23,14 @@ __all__ = ["CarvedModel", "CarvedOutput", "Prompt", "load", "reduce_prompt"]
 @dataclass
 class CarvedOutput(ModelOutput):
     """logits [batch, rows, vocab] of the rows that are left, the last prompt token last; image_features
-    [batch, keep, hidden]; kept {site: int64 [batch, keep]}, original patch indices, ascending."""
+    [batch, keep, hidden]; kept {site: int64 [batch, keep]}, original patch indices; given: what the method tells
+    whoever runs it, by name."""
 
     logits: Tensor | None = None
     image_features: Tensor | None = None
     kept: dict[str, Tensor] | None = None
     past_key_values: Any = None
+    given: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,29 +153,28 @@ class CarvedModel(nn.Module, GenerationMixin):
             for layer, (key, value) in enumerate(zip(read.keys, read.values, strict=True)):
                 past_key_values.update(key, value, layer)
             end = torch.gather(positions, 1, (prompt.lengths - 1).unsqueeze(1))
-            past_key_values.carved = (prompt.lengths, end + 1, read.keys[0].shape[2])
+            start = visual_start(prompt.input_ids, geometry.image_token_id)
+            past_key_values.carved = (prompt.lengths, end + 1, read.keys[0].shape[2], start)
         dropped = prompt.input_ids.shape[1] - read.logits.shape[1]
         return CarvedOutput(
             logits=_right_aligned(read.logits, prompt.lengths - dropped),
             image_features=seen.features,
             kept=all_kept(seen, read),
             past_key_values=past_key_values,
+            given=read.given,
         )
 
     def _next(self, input_ids: Tensor, cache: Any) -> CarvedOutput:
-        lengths, position, rows = cache.carved
+        lengths, position, rows, start = cache.carved
         past_keys = [layer.keys for layer in cache.layers]
         past_values = [layer.values for layer in cache.layers]
         step = past_keys[0].shape[2] - rows
         repeats = input_ids.shape[0] // lengths.shape[0]
-        lengths, position = lengths.repeat_interleave(repeats), position.repeat_interleave(repeats, dim=0)
-        written = torch.tensor([step], device=input_ids.device)
-        logits, keys, values = self.graphs.decode(
-            input_ids, position + step, lengths, written, past_keys, past_values, step
-        )
-        for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
+        lengths, position, start = (one.repeat_interleave(repeats, dim=0) for one in (lengths, position, start))
+        made = self.graphs.step(input_ids, position + step, lengths, step, (past_keys, past_values), step, start)
+        for layer, (key, value) in enumerate(zip(made.keys, made.values, strict=True)):
             cache.update(key, value, layer)
-        return CarvedOutput(logits=logits, past_key_values=cache)
+        return CarvedOutput(logits=made.logits, past_key_values=cache, given=made.given)
 
 
 def _right_aligned(logits: Tensor, lengths: Tensor) -> Tensor:

@@ -18,14 +18,13 @@ from tokcarve.exporters.modules import Shapes, face_graphs, shapes
 from tokcarve.exporters.onnx import OPSET, lower, weight_names
 from tokcarve.exporters.trt import TrtOutcome, prove_trt
 from tokcarve.exporters.weights import WeightFile
-from tokcarve.passes import families
 from tokcarve.passes.errors import CheckError, ExportError
 from tokcarve.passes.families.load import read_model
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.recipes.artifact import Artifact, read_artifact
 from tokcarve.recipes.atomic import replace_directory, write_file
-from tokcarve.recipes.carve import carve
+from tokcarve.recipes.carve import carve, whole
 from tokcarve.recipes.manifest import CheckRecord
 
 __all__ = ["ExportResult", "GraphFile", "export_ort"]
@@ -141,7 +140,7 @@ def _check_request(artifact: Artifact, place: Path, *, batch: int, max_text: int
 
 def _load(artifact: Artifact, *, batch: int, max_text: int, max_new: int) -> _Source:
     model = read_model(artifact.open_base().path)
-    carved, plain = carve(model, artifact).graphs, families.capture(model)
+    carved, plain = carve(model, artifact).graphs, whole(model, artifact)
     return _Source(
         model=model,
         carved=carved,

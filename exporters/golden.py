@@ -1,6 +1,7 @@
 """Golden samples: seeded images and prompts, and what torch makes of them, one by one and without padding."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tokcarve.exporters.modules import final_kept
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.graph import Seen, TokenGraphs, all_kept
+from tokcarve.passes.graph import Seen, TokenGraphs, all_kept, thread, visual_start
 
 __all__ = ["Golden", "Reference", "Sample", "make_samples", "reference", "save_golden"]
 
@@ -26,11 +27,13 @@ _MERGED_ELSEWHERE = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """pixel_values float32 [1, 3, side, side]; before, after: text ids on both sides of the image, unpadded."""
+    """pixel_values float32 [1, 3, side, side]; before, after: text ids on both sides of the image, unpadded; state
+    [1, visual tokens] by name: what a method expects of whoever runs it."""
 
     pixel_values: Tensor
     before: tuple[int, ...]
     after: tuple[int, ...]
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
     def ids(self, image_token_id: int, tokens: int) -> list[int]:
         """The prompt with `tokens` image tokens."""
@@ -40,13 +43,15 @@ class Sample:
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """What torch says of one sample: kept [keep] original patch ids, features [keep, hidden], logits [vocab] of the
-    last prompt row, greedy tokens [new] past any stop token, and margins [new]: best logit minus second best."""
+    last prompt row, greedy tokens [new] past any stop token, and margins [new]: best logit minus second best; given
+    [new, ...] by name: what a method tells whoever runs it."""
 
     kept: Tensor
     features: Tensor
     logits: Tensor
     tokens: Tensor
     margins: Tensor
+    given: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +75,19 @@ def make_samples(graphs: TokenGraphs, *, count: int, max_text: int, seed: int = 
     for i in range(count):
         pixels = _picture(graphs.geometry, generator)
         text = _text(graphs.geometry, max(1, max_text * (i + 1) // count), generator)
+        state = {name: torch.rand(1, thread(graphs.vision).count, generator=generator) for name in graphs.asks}
         for _ in range(_ATTEMPTS):
-            sample = _sample(pixels, text)
+            sample = _sample(pixels, text, state)
             if _stable(graphs, sample, generator):
                 break
             pixels, skipped = _picture(graphs.geometry, generator), skipped + 1
-        samples.append(_sample(pixels, text))
+        samples.append(_sample(pixels, text, state))
     return tuple(samples), skipped
 
 
-def _sample(pixels: Tensor, text: list[int]) -> Sample:
+def _sample(pixels: Tensor, text: list[int], state: Mapping[str, Tensor]) -> Sample:
     split = min(3, len(text) // 2)
-    return Sample(pixel_values=pixels, before=tuple(text[:split]), after=tuple(text[split:]))
+    return Sample(pixel_values=pixels, before=tuple(text[:split]), after=tuple(text[split:]), state=state)
 
 
 def _picture(geometry: Geometry, generator: torch.Generator) -> Tensor:
@@ -117,7 +123,7 @@ def _outcome(graphs: TokenGraphs, sample: Sample, pixels: Tensor) -> tuple[Tenso
     seen = graphs.see(pixels, *_prompt(graphs, sample, 1))
     if not graphs.language_inputs:
         return seen.features, seen.kept
-    read, _ = graphs.read(*_asked(graphs, sample, seen))
+    read, _ = graphs.read(*_asked(graphs, sample, seen), sample.state)
     return read.logits[0, -1], all_kept(seen, read)
 
 
@@ -136,15 +142,17 @@ def reference(graphs: TokenGraphs, sample: Sample, new: int) -> Reference:
     with torch.no_grad():
         seen = graphs.see(sample.pixel_values, *_prompt(graphs, sample, 1))
         ids, _, length = _asked(graphs, sample, seen)
-        read, positions = graphs.read(ids, seen, length)
+        read, positions = graphs.read(ids, seen, length, sample.state)
         keys, values = read.keys, read.values
-        rows = [read.logits[0, -1]]
+        rows, given = [read.logits[0, -1]], [read.given]
+        start = visual_start(ids, graphs.geometry.image_token_id)
         for step in range(new - 1):
             latest, position = rows[-1].argmax().view(1, 1), positions[:, -1:] + 1 + step
-            out, added, more = graphs.decode(latest, position, length, torch.tensor([step]), keys, values, step)
-            keys = [torch.cat(pair, dim=2) for pair in zip(keys, added, strict=True)]
-            values = [torch.cat(pair, dim=2) for pair in zip(values, more, strict=True)]
-            rows.append(out[0, -1])
+            made = graphs.step(latest, position, length, step, (keys, values), step, start)
+            keys = [torch.cat(pair, dim=2) for pair in zip(keys, made.keys, strict=True)]
+            values = [torch.cat(pair, dim=2) for pair in zip(values, made.values, strict=True)]
+            rows.append(made.logits[0, -1])
+            given.append(made.given)
     kept = final_kept(all_kept(seen, read), 1, graphs.geometry.total)
     best = torch.stack(rows).topk(2, dim=-1)
     return Reference(
@@ -153,6 +161,7 @@ def reference(graphs: TokenGraphs, sample: Sample, new: int) -> Reference:
         logits=rows[0],
         tokens=best.indices[:, 0],
         margins=best.values[:, 0] - best.values[:, 1],
+        given={name: torch.cat([one[name] for one in given]) for name in given[0]},
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from tokcarve.passes.graph import Read, Seen, TokenGraphs, clone, thread
+from tokcarve.passes.graph import Read, Seen, Step, TokenGraphs, clone, thread
 from tokcarve.passes.invariants import propagate_language, propagate_vision
 
 __all__ = ["FaceGraph", "Shapes", "face_graphs", "final_kept", "kept_name", "shapes"]
@@ -108,14 +108,15 @@ class _Decode(nn.Module):
         super().__init__()
         self.decode = graphs.decode
         self.max_new = max_new
+        self.caches = 2 * graphs.geometry.text.layers
 
     def forward(
-        self, ids: Tensor, positions: Tensor, lengths: Tensor, step: Tensor, *past: Tensor
+        self, ids: Tensor, positions: Tensor, lengths: Tensor, step: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
-        logits, keys, values = self.decode(
-            ids, positions, lengths, step, list(past[::2]), list(past[1::2]), self.max_new
-        )
-        return logits, *(tensor for pair in zip(keys, values, strict=True) for tensor in pair)
+        past, more = rest[: self.caches], rest[self.caches :]
+        made = Step(*self.decode(ids, positions, lengths, step, list(past[::2]), list(past[1::2]), self.max_new, *more))
+        new = (tensor for pair in zip(made.keys, made.values, strict=True) for tensor in pair)
+        return made.logits, *new, *made.given.values()
 
 
 def shapes(graphs: TokenGraphs, *, batch: int, max_text: int, max_new: int, tokens: int | None = None) -> Shapes:
@@ -189,7 +190,7 @@ def _prefill(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
             *(more.get(name, torch.zeros(sizes.batch, sizes.tokens)) for name in graphs.language_inputs),
         ),
         input_names=("inputs_embeds", "position_ids", "prompt_lengths", *graphs.language_inputs),
-        output_names=("logits", *_kv_names("present", sizes), *(kept_name(site) for site in graphs.language_sites)),
+        output_names=("logits", *_kv_names("present", sizes), *map(kept_name, graphs.language_sites), *graphs.gives),
     )
 
 
@@ -199,6 +200,7 @@ def _decode(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
         torch.zeros(sizes.batch, text.kv_heads, slots, text.head_dim) for slots in sizes.capacities for _ in range(2)
     ]
     column = torch.zeros(sizes.batch, 1, dtype=torch.int64)
+    start = ("visual_start",) if graphs.gives else ()
     return FaceGraph(
         module=_Decode(graphs, sizes.max_new),
         inputs=(
@@ -207,9 +209,17 @@ def _decode(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
             torch.full((sizes.batch,), sizes.prompt),
             torch.zeros(1, dtype=torch.int64),
             *past,
+            *(torch.ones(sizes.batch, dtype=torch.int64) for _ in start),
         ),
-        input_names=("input_ids", "position_ids", "prompt_lengths", "step", *_kv_names("past_key_values", sizes)),
-        output_names=("logits", *_kv_names("present", sizes)),
+        input_names=(
+            "input_ids",
+            "position_ids",
+            "prompt_lengths",
+            "step",
+            *_kv_names("past_key_values", sizes),
+            *start,
+        ),
+        output_names=("logits", *_kv_names("present", sizes), *graphs.gives),
     )
 
 

@@ -52,6 +52,11 @@ def reply_in_torch(
     pixels = torch.from_numpy(load_image_processor(artifact.processor)([image]))
     prepared = _since(started)
     model = load(artifact.directory)
+    if model.graphs.asks:
+        raise PromptError(
+            f"a model carved by {artifact.manifest.method.name} keeps a state between images, which only exported "
+            "graphs are shown here; leave out --runtime torch, or call the model from Python with that state"
+        )
     started = perf_counter()
     made = model(input_ids=ids, pixel_values=pixels, use_cache=True)
     assert made.logits is not None

@@ -86,9 +86,10 @@ class _Answer:
     features: NDArray[np.floating]
     logits: NDArray[np.floating]
     tokens: list[int]
+    given: dict[str, NDArray[np.floating]]
 
 
-def _answer(pipeline: Pipeline, samples: Sequence[Sample], new: int) -> list[_Answer]:
+def _answer(pipeline: Pipeline, samples: Sequence[Sample], new: int, given: Sequence[str]) -> list[_Answer]:
     """One exported batch through all four graphs; every sample keeps generating past a stop token."""
     record = pipeline.record
     geometry, tokens = record.geometry, pipeline.side.tokens
@@ -98,15 +99,19 @@ def _answer(pipeline: Pipeline, samples: Sequence[Sample], new: int) -> list[_An
         row[: len(prompt)] = prompt
     lengths = np.array([len(prompt) for prompt in prompts], np.int64)
     seen = pipeline.vision(torch.cat([sample.pixel_values for sample in samples]).numpy(), ids, lengths)
-    first = pipeline.prefill(pipeline.embed(ids, seen), lengths)
+    state = {name: torch.cat([s.state[name] for s in samples]).numpy() for name in samples[0].state}
+    first = pipeline.prefill({**pipeline.embed(ids, seen), **state}, lengths)
     cache, latest = pipeline.cache(first), greedy(first["logits"])
-    said = [latest]
+    said, made = [latest], [first]
     for step in range(new - 1):
-        latest = greedy(pipeline.step(latest, lengths, step, cache))
+        made.append(pipeline.step(latest, lengths, step, cache))
+        latest = greedy(made[-1]["logits"])
         said.append(latest)
+    told = {name: np.stack([one[name] for one in made], axis=1) for name in given}
     columns, kept = np.concatenate(said, axis=1), pipeline.kept(seen, first)
+    logits, features = first["logits"], seen["image_features"]
     return [
-        _Answer(kept[i], seen["image_features"][i], first["logits"][i, 0], columns[i].tolist())
+        _Answer(kept[i], features[i], logits[i, 0], columns[i].tolist(), {name: one[i] for name, one in told.items()})
         for i in range(len(samples))
     ]
 
@@ -118,20 +123,20 @@ def check_numbers(
 
     The number of samples is a multiple of the exported batch. `side` ("pruned", "unpruned") goes into the names.
     """
-    batch, new = pipeline.record.batch, len(expected[0].tokens)
+    batch, new, given = pipeline.record.batch, len(expected[0].tokens), tuple(expected[0].given)
     made: list[_Answer] = []
     for start in range(0, len(samples), batch):
-        made += _answer(pipeline, samples[start : start + batch], new)
-    wrong = [i for i, (m, e) in enumerate(zip(made, expected, strict=True)) if set(m.kept) != set(e.kept.tolist())]
+        made += _answer(pipeline, samples[start : start + batch], new, given)
+    pairs = list(zip(made, expected, strict=True))
+    wrong = [i for i, (m, e) in enumerate(pairs) if set(m.kept) != set(e.kept.tolist())]
     count = f"{len(samples)} samples"
     kept = f"{len(wrong)} of {count} differ, first sample {wrong[0]}" if wrong else f"equal on {count}"
     return [
         Check(name=f"{side}: kept indices", passed=not wrong, detail=kept),
-        _close(
-            f"{side}: image features", [(m.features, e.features) for m, e in zip(made, expected, strict=True)], dtype
-        ),
-        _close(f"{side}: logits", [(m.logits, e.logits) for m, e in zip(made, expected, strict=True)], dtype),
+        _close(f"{side}: image features", [(m.features, e.features) for m, e in pairs], dtype),
+        _close(f"{side}: logits", [(m.logits, e.logits) for m, e in pairs], dtype),
         _same_tokens(f"{side}: greedy tokens", [m.tokens for m in made], expected, TOLERANCES[dtype]),
+        *(_close(f"{side}: {one}", [(m.given[one], e.given[one]) for m, e in pairs], dtype) for one in given),
     ]
 
 

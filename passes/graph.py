@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
@@ -23,6 +24,7 @@ __all__ = [
     "Parts",
     "Read",
     "Seen",
+    "Step",
     "Thread",
     "TokenGraphs",
     "all_kept",
@@ -93,6 +95,15 @@ class Read(NamedTuple):
     given: dict[str, Tensor] = {}
 
 
+class Step(NamedTuple):
+    """A decoded row: logits [batch, 1, vocab], the new row's keys and values by layer, given as in Read."""
+
+    logits: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+    given: dict[str, Tensor] = {}
+
+
 def all_kept(seen: Seen, read: Read) -> dict[str, Tensor]:
     """Original patch ids int64 [batch, keep] behind every site of both graphs, in order."""
     kept = dict(seen.kept)
@@ -114,8 +125,8 @@ class TokenGraphs:
     vision(pixel_values) -> Seen; a method that reads the text makes it vision(pixel_values, input_ids, prompt_lengths)
     language(inputs_embeds, position_ids, prompt_lengths) -> Read; stages in the language model add `visual_start` int64
         [batch] and what they read of the vision graph or the caller, see `language_inputs`
-    decode(input_ids, position_ids, prompt_lengths, step, past_keys, past_values, capacity) -> logits and new rows;
-        position_ids and prompt_lengths count as the prompt entered, whatever was dropped since
+    decode(input_ids, position_ids, prompt_lengths, step, past_keys, past_values, capacity) -> Step; position_ids and
+        prompt_lengths count as the prompt entered, whatever was dropped since; `visual_start` comes last where `gives`
     embedding(input_ids, image_features, kept) -> (inputs_embeds, position_ids)
     """
 
@@ -140,6 +151,16 @@ class TokenGraphs:
     def language_sites(self) -> tuple[str, ...]:
         """The sites of the language graph behind which it says what was kept."""
         return tuple(Read(*results(self.language)).kept)
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """What the language and decode graphs give to whoever runs them, by name."""
+        return tuple(Read(*results(self.language)).given)
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """What the language graph expects of whoever runs it, by name."""
+        return tuple(name for name in self.language_inputs if name not in ("visual_start", *self.handed))
 
     @property
     def handed(self) -> tuple[str, ...]:
@@ -168,6 +189,21 @@ class TokenGraphs:
             raise MethodError(f"this method reads {missing[0]!r} of the caller, and it was not given")
         more = (named[name] for name in self.language_inputs)
         return Read(*self.language(embeds, positions, prompt_lengths, *more)), positions
+
+    def step(
+        self,
+        latest: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+        step: int,
+        past: tuple[list[Tensor], list[Tensor]],
+        capacity: int,
+        start: Tensor,
+    ) -> Step:
+        """The decode graph on the latest token [batch, 1] of prompts whose visual tokens begin at `start` [batch]."""
+        more = (start,) if self.gives else ()
+        written = torch.tensor([step], device=latest.device)
+        return Step(*self.decode(latest, positions, lengths, written, *past, capacity, *more))
 
 
 def drop_prefix(hidden: Tensor, prefix: int) -> Tensor:

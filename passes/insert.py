@@ -11,12 +11,12 @@ from tokcarve.passes.carver import Carver
 from tokcarve.passes.errors import MethodError, TapNotFound
 from tokcarve.passes.geometry import centres
 from tokcarve.passes.graph import Thread, TokenGraphs, clone, give, input_node, node_at, results, thread
-from tokcarve.passes.language_carver import LanguageCarver, carve_decode
+from tokcarve.passes.language_carver import LanguageCarver, carve_decode, watch_decode
 from tokcarve.passes.stage import Stage
 from tokcarve.passes.taps import TAPS, needs_cls
 from tokcarve.passes.text_taps import TEXT_TAPS
 
-__all__ = ["RewriteResult", "StageRecord", "expand_layers", "insert_stage", "rewrite"]
+__all__ = ["RewriteResult", "StageRecord", "expand_layers", "in_language", "insert_stage", "rewrite"]
 
 ATTENTION = ".attention"
 
@@ -144,7 +144,9 @@ def _insert_in_language(graphs: TokenGraphs, stage: Stage) -> TokenGraphs:
     after = LanguageCarver(language, graphs, stage).write(before)
     if stage.how != "observe":
         carve_decode(decode, graphs, stage, after)
-        decode.recompile()
+    elif stage.gives:
+        watch_decode(decode, graphs, stage, after)
+    decode.recompile()
     return replace(graphs, vision=vision, language=_finished(language, after), decode=decode)
 
 

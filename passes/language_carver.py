@@ -15,13 +15,13 @@ from torch.fx import Node
 
 from tokcarve.passes import choose
 from tokcarve.passes.errors import TapNotFound
-from tokcarve.passes.graph import Read, Thread, TokenGraphs, give, input_node, node_at, results
+from tokcarve.passes.graph import Read, Step, Thread, TokenGraphs, give, input_node, node_at, results
 from tokcarve.passes.stage import Stage
 from tokcarve.passes.text_blocks import TextBlock, causal_mask, decode_mask
-from tokcarve.passes.text_taps import TEXT_TAPS, Place
-from tokcarve.passes.writer import Choose, Take, Writer
+from tokcarve.passes.text_taps import TEXT_TAPS, LastAttention, Place, attended
+from tokcarve.passes.writer import Choose, Rule, Take, Writer
 
-__all__ = ["LanguageCarver", "carve_decode"]
+__all__ = ["LanguageCarver", "carve_decode", "watch_decode"]
 
 _MASK, _COS, _SIN = 1, 2, 3  # places among the arguments of a layer
 
@@ -104,7 +104,12 @@ class LanguageCarver(Writer):
         outcome = None if stage.how == "exit" else self.rule(before)
         carry = {} if outcome is None else {name: self.item(outcome, name) for name in stage.carries}
         if stage.how == "observe":
-            return replace(before, carry={k: v.name for k, v in carry.items()})
+            if stage.gives:
+                assert outcome is not None
+                read = Read(*results(self.module))
+                made = {name: self.item(outcome, name) for name in stage.gives}
+                give(self.module, *read[:4], {**read.given, **made})
+            return replace(before, carry={k: v.name for k, v in carry.items()} or before.carry)
         index: Node | None = None
         if outcome is not None and stage.how == "choose":
             index = self.add("choose", Choose(stage.keep), self.item(outcome, "score"))
@@ -203,6 +208,37 @@ class LanguageCarver(Writer):
 
 def _layers(module: fx.GraphModule) -> list[Node]:
     return [node for node in module.graph.nodes if node.op == "call_module" and str(node.target).startswith("layers.")]
+
+
+class _StepAttention(nn.Module):
+    """What the new row attends to among the visual tokens that are still cached: [batch, heads, n]."""
+
+    def __init__(self, block: TextBlock, place: Place) -> None:
+        super().__init__()
+        self.tap = LastAttention(block, place, nn.Identity())
+
+    def forward(self, hidden: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, past: Tensor, start: Tensor) -> Tensor:
+        keys = torch.cat([past, self.tap.keys(hidden, cos, sin)], dim=2).float()
+        query = self.tap.queries(hidden, cos, sin, torch.zeros_like(start).unsqueeze(1))
+        return self.tap.columns(attended(query, keys, mask).squeeze(2), start)
+
+
+def watch_decode(module: fx.GraphModule, graphs: TokenGraphs, stage: Stage, place: Thread) -> None:
+    """Makes a decode graph, which it changes, give what `stage` observes of every new row."""
+    layer = _layers(module)[int(stage.site.split(".")[2])]
+    hidden, mask, cos, sin, past = layer.args[:5]
+    start = input_node(module, "visual_start")
+    name = stage.site.replace("language.layers.", "t")
+    block = graphs.parts.text_blocks[int(stage.site.split(".")[2])]
+    tap = _StepAttention(block, Place(count=place.count, dropped=place.dropped))
+    with module.graph.inserting_before(layer):
+        module.add_submodule(f"select_last_attention_{name}", tap)
+        seen = module.graph.call_module(f"select_last_attention_{name}", (hidden, mask, cos, sin, past, start))
+        module.add_submodule(f"select_rule_{name}", Rule(stage.rule))
+        outcome = module.graph.call_module(f"select_rule_{name}", ({"last_attention": seen}, {}))
+        made = {one: module.graph.call_function(operator.getitem, (outcome, one)) for one in stage.gives}
+    step = Step(*results(module))
+    give(module, *step[:3], {**step.given, **made})
 
 
 def carve_decode(module: fx.GraphModule, graphs: TokenGraphs, stage: Stage, after: Thread) -> None:

@@ -49,7 +49,8 @@ class Stage:
     With `takes_cls`, the [CLS] row takes part in a merge as token -1, the first of its `n`, and is no prefix after it.
     In the language model, text always stays; `positions` says whether the rows that are left keep their position ids
     or are numbered again from 0 for the layers behind, and with `cuts_cache` the layers up to the site keep their keys
-    and values of those rows only.
+    and values of those rows only. An observing stage may name entries of its outcome in `gives`: whoever runs the model
+    gets them, of the prompt and of every decoded row, whose last row is the new one; such a stage reads last_attention.
     """
 
     site: str
@@ -58,6 +59,7 @@ class Stage:
     how: How
     keep: int
     carries: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
     biases: bool = False
     takes_cls: bool = False
     grid: tuple[int, int] | None = None

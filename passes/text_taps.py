@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tokcarve.passes import choose
 from tokcarve.passes.text_blocks import TextBlock, rotated
 
-__all__ = ["TEXT_TAPS", "Place", "TextTap"]
+__all__ = ["TEXT_TAPS", "LastAttention", "Place", "TextTap", "attended"]
 
 _LOWEST = torch.finfo(torch.float32).min
 Rows = Float[Tensor, "batch rows hidden"]
@@ -69,6 +69,11 @@ def _against(query: Tensor, key: Tensor) -> Tensor:
     return grouped.view(batch, heads, r, key.shape[2])
 
 
+def attended(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """Attention probabilities [batch, heads, r, rows] of scaled queries, where the boolean `mask` allows it."""
+    return torch.softmax(torch.where(mask, _against(query, key), _LOWEST), dim=-1)
+
+
 class _Tap(nn.Module):
     def __init__(self, block: TextBlock, place: Place, norm: nn.Module) -> None:
         super().__init__()
@@ -85,9 +90,9 @@ class _Tap(nn.Module):
 
     def attention(self, hidden: Tensor, cos: Tensor, sin: Tensor, rows: Tensor) -> Tensor:
         """What `rows` int64 [batch, r] attend to: [batch, heads, r, rows], each sums to 1."""
-        logits = _against(self.queries(hidden, cos, sin, rows), self.keys(hidden, cos, sin).float())
         seen = torch.arange(hidden.shape[1], device=hidden.device) <= rows.unsqueeze(2)
-        return torch.softmax(torch.where(seen.unsqueeze(1), logits, _LOWEST), dim=-1)
+        queries = self.queries(hidden, cos, sin, rows)
+        return attended(queries, self.keys(hidden, cos, sin).float(), seen.unsqueeze(1))
 
     def columns(self, attention: Tensor, start: Tensor) -> Tensor:
         """The visual columns of [batch, ..., rows] -> [batch, ..., count]."""

@@ -12,13 +12,16 @@ from torch.fx import Node
 
 from tokcarve.passes import choose
 from tokcarve.passes.graph import Thread, node_at
-from tokcarve.passes.stage import Rule, Stage
+from tokcarve.passes.stage import Rule as PureRule
+from tokcarve.passes.stage import Stage
 
-__all__ = ["Choose", "Take", "Writer"]
+__all__ = ["Choose", "Rule", "Take", "Writer"]
 
 
-class _Rule(nn.Module):
-    def __init__(self, rule: Rule) -> None:
+class Rule(nn.Module):
+    """A method's rule as a module."""
+
+    def __init__(self, rule: PureRule) -> None:
         super().__init__()
         self.rule = rule
 
@@ -87,4 +90,4 @@ class Writer:
         for name in self.stage.reads:
             signals[name] = self.tap(name)
         carry = {name: self.named(node) for name, node in before.carry.items()}
-        return self.add("rule", _Rule(self.stage.rule), signals, carry)
+        return self.add("rule", Rule(self.stage.rule), signals, carry)

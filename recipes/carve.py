@@ -17,7 +17,7 @@ from tokcarve.passes.stage import Frozen, Method, Stage
 from tokcarve.passes.taps import needs_cls
 from tokcarve.recipes.artifact import Artifact
 
-__all__ = ["carve", "method_of", "planned", "record", "rewritten"]
+__all__ = ["carve", "method_of", "planned", "record", "rewritten", "whole"]
 
 
 def method_of(name: str, params: dict[str, Any]) -> Method:
@@ -82,6 +82,14 @@ def carve(model: Any, artifact: Artifact) -> RewriteResult:
             f"the artifact records {_spell(recorded)}, and this version plans {_spell(made)}; run compress again"
         )
     return result
+
+
+def whole(model: Any, artifact: Artifact) -> TokenGraphs:
+    """The graphs of `model` with nothing reduced; what the method tells of every row, they tell too."""
+    graphs, manifest = families.capture(model), artifact.manifest
+    method = method_of(manifest.method.name, dict(manifest.method.params))
+    stages = method.stages(graphs.geometry, graphs.geometry.total, None)
+    return rewrite(graphs, [stage for stage in stages if stage.gives]).graphs
 
 
 def _spell(schedule: Sequence[tuple[str, int, int, str]]) -> str:

@@ -13,9 +13,11 @@ __all__ = ["KEEP", "MAX_NEW", "MAX_TEXT", "make_artifact", "make_export"]
 KEEP, MAX_TEXT, MAX_NEW = 16, 8, 6
 
 
-def make_artifact(directory: Path, method: str = "vtc_cls", tokens: int = KEEP, **settings: object) -> Path:
+def make_artifact(
+    directory: Path, method: str = "vtc_cls", tokens: int = KEEP, *, text_layers: int = 2, **settings: object
+) -> Path:
     """An artifact of a random model, not exported, in `directory`."""
-    model = build("qwen2", "clip", vision_layers=4, text_layers=2)
+    model = build("qwen2", "clip", vision_layers=4, text_layers=text_layers)
     write(model, directory / "base")
     with contextlib.chdir(directory):
         compress(str(directory / "base"), method=method, tokens=tokens, out="artifact", **settings)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokcarve.passes.graph import Seen, TokenGraphs
+from tokcarve.passes.graph import Seen, TokenGraphs, visual_start
 
 __all__ = ["answer", "at_last_row"]
 
@@ -25,13 +25,15 @@ def answer(
     *,
     room: int | None = None,
     banned: Sequence[int] = (),
+    given: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits [batch, vocab] after the prompt and `steps` greedy tokens [batch, steps].
 
     `room`: rows beyond the prompt of caches of fixed size; None lets the caches grow by a row a step.
     """
     seen = Seen(seen, {}) if isinstance(seen, Tensor) else seen
-    read, entered = graphs.read(input_ids, seen, lengths)
+    read, entered = graphs.read(input_ids, seen, lengths, given)
+    start = visual_start(input_ids, graphs.geometry.image_token_id)
     keys, values = read.keys, read.values
     first = score = at_last_row(read.logits, lengths - (input_ids.shape[1] - read.logits.shape[1]))
     end = torch.gather(entered, 1, lengths.unsqueeze(1) - 1)
@@ -44,10 +46,8 @@ def answer(
         tokens.append(score.argmax(dim=1, keepdim=True))
         capacity = step if room is None else room
         positions = end + 1 + step
-        score, new_keys, new_values = graphs.decode(
-            tokens[-1], positions, lengths, torch.tensor([step]), keys, values, capacity
-        )
-        score = score[:, -1]
+        made = graphs.step(tokens[-1], positions, lengths, step, (keys, values), capacity, start)
+        score, new_keys, new_values = made.logits[:, -1], made.keys, made.values
         for caches, new in ((keys, new_keys), (values, new_values)):
             for layer, row in enumerate(new):
                 if room is None:

@@ -3,8 +3,8 @@
 Every graph has fixed shapes, so a short batch is filled up by repeating its last row, and a longer one runs in chunks.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,7 +16,7 @@ from PIL import Image
 from tokcarve.exporters.device.images import load_image_processor
 from tokcarve.exporters.device.pipeline import Ids, Pipeline, greedy
 from tokcarve.exporters.device.prompt import PromptError, load_prompter
-from tokcarve.exporters.device.session import GRAPHS, open_face
+from tokcarve.exporters.device.session import GRAPHS, Array, open_face
 from tokcarve.passes.errors import ArtifactError
 
 __all__ = ["Answerer", "Answers", "Generation", "OnToken", "Timings"]
@@ -53,11 +53,13 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Greedy tokens per row (a stop token, if one came, is the last), kept patch ids [rows, keep], timings by chunk."""
+    """Greedy tokens per row (a stop token, if one came, is the last), kept patch ids [rows, keep], timings by chunk;
+    given [rows, tokens said, ...] by name: what the method tells of every row that said a token."""
 
     tokens: tuple[tuple[int, ...], ...]
     kept_indices: Ids
     timings: tuple[Timings, ...]
+    given: Mapping[str, Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,11 @@ class Answerer:
             self.pipeline.graph(name)
 
     @property
+    def asks(self) -> tuple[str, ...]:
+        """The state, by name, that the method expects with every image; empty for a method that keeps none."""
+        return self.pipeline.asks
+
+    @property
     def provider(self) -> str:
         """Where the language model runs, in ONNX Runtime's words without their suffix: CUDA or CPU."""
         graph = self.pipeline.graph("prefill")
@@ -96,20 +103,21 @@ class Answerer:
         prompts: Sequence[str],
         max_new: int | None = None,
         on_token: OnToken | None = None,
+        state: Mapping[str, Array] | None = None,
     ) -> Answers:
         """Answers `prompts[i]` about `images[i]` with up to `max_new` tokens (default: what was exported).
 
-        `on_token(i, token)` is called for every token as it comes. Raises PromptError for a prompt that is too long
-        or names an image itself, or a `max_new` outside 1..exported; nothing runs then.
+        `on_token(i, token)` is called for every token as it comes; `state` holds what `asks` names. Raises PromptError
+        for a prompt that is too long or names an image itself, or a `max_new` outside 1..exported; nothing runs then.
         """
         if len(images) != len(prompts) or not images:
             raise PromptError(f"{len(prompts)} prompts for {len(images)} images; give one of each per answer")
         clock = _Clock()
         ids = [self.prompter.encode(prompt, self.side.tokens) for prompt in prompts]
         pixels = self.images(images)
-        made = self.generate(pixels, ids, max_new, on_token, preprocess=clock.lap())
+        made = self.generate(pixels, ids, max_new, on_token, preprocess=clock.lap(), state=state)
         text = tuple(self.prompter.decode(tokens) for tokens in made.tokens)
-        return Answers(text=text, tokens=made.tokens, kept_indices=made.kept_indices, timings=made.timings)
+        return Answers(text=text, **{one.name: getattr(made, one.name) for one in fields(made)})
 
     def generate(
         self,
@@ -118,6 +126,7 @@ class Answerer:
         max_new: int | None = None,
         on_token: OnToken | None = None,
         preprocess: float = 0.0,
+        state: Mapping[str, Array] | None = None,
     ) -> Generation:
         """Greedy tokens for `pixel_values` float32 [rows, 3, height, width] and as many prompts.
 
@@ -126,14 +135,22 @@ class Answerer:
         """
         new = self._allowed_new(max_new)
         self._check(pixel_values, input_ids)
+        missing = [name for name in self.asks if name not in (state or {})]
+        if missing:
+            raise PromptError(
+                f"this method chooses by {missing[0]!r}, which it gathers from image to image; show it several, one "
+                "after the other"
+            )
         rows, batch = len(input_ids), self.record.batch
         chunks = [list(range(start, min(start + batch, rows))) for start in range(0, rows, batch)]
         made = [_Chunk(self.pipeline, pixel_values, input_ids, chunk) for chunk in chunks]
-        done = [chunk.run(new, on_token, preprocess / len(chunks)) for chunk in made]
+        done = [chunk.run(new, on_token, preprocess / len(chunks), state or {}) for chunk in made]
+        given = {name: np.concatenate([chunk.told(name) for chunk in made]) for name in made[0].given[0]}
         return Generation(
             tokens=tuple(tuple(tokens) for chunk in made for tokens in chunk.tokens),
             kept_indices=np.concatenate([chunk.kept for chunk in made]),
             timings=tuple(done),
+            given=given,
         )
 
     def _allowed_new(self, max_new: int | None) -> int:
@@ -188,15 +205,21 @@ class _Chunk:
         self.lengths: Ids = np.array([len(ids[source]) for source in filled], np.int64)
         self.tokens: list[list[int]] = [[] for _ in wanted]
         self.kept: Ids = np.empty((0, 0), np.int64)
+        self.given: list[dict[str, Array]] = []
 
-    def run(self, max_new: int, on_token: OnToken | None, preprocess: float) -> Timings:
+    def told(self, name: str) -> Array:
+        """What the method told under `name`: [wanted rows, tokens said, ...]."""
+        return np.stack([one[name][: len(self.wanted)] for one in self.given], axis=1)
+
+    def run(self, max_new: int, on_token: OnToken | None, preprocess: float, state: Mapping[str, Array]) -> Timings:
         """Fills `tokens` and `kept`; gives the timings."""
         pipeline, clock = self.pipeline, _Clock()
         seen = pipeline.vision(self.pixels, self.ids, self.lengths)
         vision = clock.lap()
         embedded = pipeline.embed(self.ids, seen)
         embedding = clock.lap()
-        prefilled = pipeline.prefill(embedded, self.lengths)
+        prefilled = pipeline.prefill({**embedded, **state}, self.lengths)
+        self.given = [pipeline.told(prefilled)]
         latest = greedy(prefilled["logits"])
         prefill = clock.lap()
         self.kept = pipeline.kept(seen, prefilled)[: len(self.wanted)]
@@ -204,7 +227,9 @@ class _Chunk:
         cache, steps = pipeline.cache(prefilled), list[float]()
         while len(steps) + 1 < max_new and not all(tokens[-1] in self.stops for tokens in self.tokens):
             clock.lap()
-            latest = greedy(pipeline.step(latest, self.lengths, len(steps), cache))
+            made = pipeline.step(latest, self.lengths, len(steps), cache)
+            self.given.append(pipeline.told(made))
+            latest = greedy(made["logits"])
             steps.append(clock.lap())
             self._take(latest, on_token)
         return Timings(preprocess=preprocess, vision=vision, embedding=embedding, prefill=prefill, decode=tuple(steps))

@@ -80,7 +80,7 @@ class Bench:
 def _steps(side: Pipeline, prefilled: Mapping[str, Array], lengths: Ids) -> Callable[[int], Ids]:
     """Decode steps behind a prefill, starting over when the cache is full."""
     latest, cache = greedy(prefilled["logits"]), side.cache(prefilled)
-    return lambda turn: greedy(side.step(latest, lengths, turn % side.record.max_new, cache))
+    return lambda turn: greedy(side.step(latest, lengths, turn % side.record.max_new, cache)["logits"])
 
 
 def _call(function: Callable[..., dict[str, Array]], *arguments: Any) -> Callable[[int], dict[str, Array]]:

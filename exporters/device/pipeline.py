@@ -32,6 +32,12 @@ class Pipeline:
             self._graphs[name] = self.face.open(name, baseline=self.baseline)
         return self._graphs[name]
 
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """What prefill takes of whoever runs it, by name: the state of a method that keeps one between images."""
+        known = {"inputs_embeds", "position_ids", "prompt_lengths", "visual_start", *self.graph("vision").outputs}
+        return tuple(name for name in self.graph("prefill").shapes if name not in known)
+
     def release(self) -> None:
         """Lets go of every loaded graph and its memory."""
         self._graphs.clear()
@@ -52,7 +58,8 @@ class Pipeline:
 
     def prefill(self, embedded: Mapping[str, Array], lengths: Ids) -> dict[str, Array]:
         """`logits` [batch, 1, vocab] of the last real row, every layer's keys and values, and what layers kept."""
-        return self.graph("prefill").run({**embedded, "prompt_lengths": lengths})
+        made = self.graph("prefill").run({**embedded, "prompt_lengths": lengths})
+        return {**made, "visual_start": embedded["visual_start"]}
 
     def kept(self, seen: Mapping[str, Array], prefilled: Mapping[str, Array]) -> Ids:
         """Patch ids [batch, keep] of the visual tokens that are left behind the last stage that chose."""
@@ -60,9 +67,15 @@ class Pipeline:
         inside = [one for name, one in prefilled.items() if name.startswith("kept_indices.")]
         return np.take_along_axis(kept, inside[-1], axis=1) if inside else kept
 
+    def told(self, made: Mapping[str, Array]) -> dict[str, Array]:
+        """What the method tells, by name, among the outputs of prefill or decode."""
+        known = ("logits", "present.", "kept_indices.", "visual_start")
+        return {name: one for name, one in made.items() if not name.startswith(known)}
+
     def cache(self, prefilled: Mapping[str, Array]) -> Cache:
-        """Buffers of the exported capacities, under the names of decode's inputs, with the prompt's rows in them."""
-        decode, cache = self.graph("decode"), {}
+        """What decode takes of a prompt: buffers of the exported capacities with the prompt's rows in them, and where
+        the visual tokens begin."""
+        decode, cache = self.graph("decode"), {"visual_start": prefilled["visual_start"]}
         for layer, rows in enumerate(self.side.rows):
             for kind in ("key", "value"):
                 name = f"past_key_values.{layer}.{kind}"
@@ -70,8 +83,9 @@ class Pipeline:
                 cache[name][:, :, :rows] = prefilled[f"present.{layer}.{kind}"]
         return cache
 
-    def step(self, latest: Ids, lengths: Ids, step: int, cache: Cache) -> Array:
-        """Logits [batch, 1, vocab] after feeding `latest` [batch, 1]; its keys and values are written into `cache`."""
+    def step(self, latest: Ids, lengths: Ids, step: int, cache: Cache) -> dict[str, Array]:
+        """`logits` [batch, 1, vocab], and what the method tells, after feeding `latest` [batch, 1]; its keys and values
+        are written into `cache`."""
         skipped = self.record.total - self.side.tokens if self.record.positions == "original" else 0
         feeds = {
             "input_ids": latest,
@@ -83,7 +97,7 @@ class Pipeline:
         for layer, rows in enumerate(self.side.rows):
             for kind in ("key", "value"):
                 cache[f"past_key_values.{layer}.{kind}"][:, :, rows + step] = made[f"present.{layer}.{kind}"][:, :, 0]
-        return made["logits"]
+        return made
 
 
 def greedy(logits: Array) -> Ids:
