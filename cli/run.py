@@ -5,7 +5,8 @@ kept_indices (of the patches that entered the language model, row by row from th
 vision, embedding, prefill, first_token, decode: one per further token}, total (patches). With torch, vision, embedding
 and prefill are one and null. These are times of a first, cold run; `tokcarve profile` measures. A method that keeps a
 state between images takes several, one frame after the other: `frames` then lists image, answer, tokens, kept_indices,
-timings_ms and pruned of each (unpruned until the history is full), and the rest is the last frame's.
+timings_ms and pruned of each (unpruned until the history is full), and the rest is the last frame's. Several prompts
+are turns about one image: `turns` lists prompt, answer and tokens of each, and there are no timings.
 """
 
 from pathlib import Path
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _TORCH_MAX_NEW = 64
+_TURN_MAX_NEW = 16  # leaves room for further turns in an export of 64
 
 
 def run(
     image: Annotated[list[Path], typer.Option(help="The picture: JPEG, PNG, WebP, BMP or TIFF; frames: repeat.")],
-    prompt: Annotated[str, typer.Option(help="The question about it.")],
+    prompt: Annotated[list[str], typer.Option(help="The question about it; repeat it for several turns.")],
     artifact: Annotated[Path | None, typer.Argument(help="The last one written here unless told.")] = None,
     max_new: Annotated[int | None, typer.Option(help="Most tokens of the answer; as many as exported.")] = None,
     runtime: Annotated[Literal["ort", "torch"], typer.Option(help="Exported graphs, or the model in torch.")] = "ort",
@@ -42,11 +44,15 @@ def run(
     found = read_artifact(artifact if artifact is not None else last())
     pictures = [open_image(one) for one in image]
     with progress_bars() as progress:
-        answer = _with_ort if runtime == "ort" else _with_torch
-        reply = answer(found, pictures, prompt, max_new, threads, progress)
+        if len(prompt) > 1:
+            reply = _turns(found, _only(found, pictures), prompt, max_new, runtime, threads)
+        else:
+            answer = _with_ort if runtime == "ort" else _with_torch
+            reply = answer(found, pictures, prompt[0], max_new, threads, progress)
     for path, frame in zip(image, reply.get("frames", ()), strict=False):
         frame["image"] = str(path)
-    fields = {"artifact": str(found.directory), "runtime": runtime, "image": str(image[-1]), "prompt": prompt, **reply}
+    fields = {"artifact": str(found.directory), "runtime": runtime, "image": str(image[-1]), "prompt": prompt[-1]}
+    fields |= reply
     if as_json:
         emit_json("run", {**fields, "total": found.manifest.geometry.total})
     else:
@@ -104,6 +110,24 @@ def _episode(
     return {"provider": episode.pruned.provider, **_said(made[-1].answers), "frames": frames}
 
 
+def _turns(
+    found: "Artifact", picture: "Image", prompts: list[str], max_new: int | None, runtime: str, threads: int | None
+) -> dict[str, Any]:
+    if runtime == "ort":
+        from tokcarve.exporters.device.conversation import converse
+
+        provider, talk = converse(found.directory, picture, threads)
+    else:
+        from tokcarve.exporters.reply import converse_in_torch
+
+        provider, talk = converse_in_torch(found, picture, threads)
+    most = max_new if max_new is not None else _TURN_MAX_NEW
+    made = [talk.ask(prompt, most) for prompt in prompts]
+    turns = [{"prompt": p, "answer": t.text, "tokens": list(t.tokens)} for p, t in zip(prompts, made, strict=True)]
+    last = {"answer": made[-1].text, "tokens": list(made[-1].tokens), "kept_indices": talk.voice.kept.tolist()}
+    return {"provider": provider, **last, "timings_ms": None, "turns": turns}
+
+
 def _with_torch(
     found: "Artifact",
     pictures: "list[Image]",
@@ -141,15 +165,22 @@ def _on_token(progress: Progress | None, most: int) -> "OnToken | None":
 
 def _print(fields: dict[str, Any], found: "Artifact") -> None:
     timings, kept = fields["timings_ms"], fields["kept_indices"]
+    left = f"{len(kept)} of {found.manifest.geometry.total}, patches {_ranges(kept)}"
+    ran = f"{fields['provider']} ({fields['runtime']})"
+    if "turns" in fields:
+        print_facts(str(found.directory), {"kept": left, "ran on": ran})
+        rows = [(one["prompt"], one["answer"].strip(), len(one["tokens"])) for one in fields["turns"]]
+        print_table("turns", ("question", "answer", "tokens"), rows)
+        return
     steps = timings["decode"]
     parts = [f"{timings[name]:.1f} {name}" for name in ("vision", "embedding", "prefill") if timings[name] is not None]
     facts = {
         "question": fields["prompt"],
         "answer": fields["answer"].strip() or "(nothing: the first token was a stop token)",
-        "kept": f"{len(kept)} of {found.manifest.geometry.total}, patches {_ranges(kept)}",
+        "kept": left,
         "first token": f"{timings['first_token']:.1f} ms" + (f" ({', '.join(parts)})" if parts else ""),
         "further tokens": f"{len(steps)}, {sum(steps) / len(steps):.1f} ms each" if steps else None,
-        "ran on": f"{fields['provider']} ({fields['runtime']}), image prepared in {timings['preprocess']:.1f} ms",
+        "ran on": f"{ran}, image prepared in {timings['preprocess']:.1f} ms",
     }
     print_facts(str(found.directory), facts)
     if "frames" in fields:

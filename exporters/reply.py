@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from tokcarve.exporters.device.answer import OnToken
+from tokcarve.exporters.device.conversation import Conversation
 from tokcarve.exporters.device.images import load_image_processor
 from tokcarve.exporters.device.prompt import PromptError, load_prompter
-from tokcarve.exporters.eager import load
+from tokcarve.exporters.eager import CarvedModel, load
 from tokcarve.passes.errors import ExportError
 from tokcarve.recipes.artifact import Artifact
 
-__all__ = ["Reply", "reply_in_torch"]
+__all__ = ["Reply", "TorchVoice", "converse_in_torch", "reply_in_torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +44,7 @@ def reply_in_torch(
     """
     if max_new < 1:
         raise PromptError(f"max_new={max_new} asks for no answer; give 1 or more")
-    if threads is not None and threads < 1:
-        raise ExportError(f"threads={threads} is no thread count; give 1 or more, or nothing for the default")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _use(threads)
     geometry = artifact.manifest.geometry
     started = perf_counter()
     prompter = load_prompter(artifact.processor, geometry.image_token_id)
@@ -52,11 +52,7 @@ def reply_in_torch(
     pixels = torch.from_numpy(load_image_processor(artifact.processor)([image]))
     prepared = _since(started)
     model = load(artifact.directory)
-    if model.graphs.asks:
-        raise PromptError(
-            f"a model carved by {artifact.manifest.method.name} keeps a state between images, which only exported "
-            "graphs are shown here; leave out --runtime torch, or call the model from Python with that state"
-        )
+    _check_stateless(model, artifact)
     started = perf_counter()
     made = model(input_ids=ids, pixel_values=pixels, use_cache=True)
     assert made.logits is not None
@@ -78,6 +74,59 @@ def reply_in_torch(
         timings={**timings, "decode": steps},
         device=str(model.device),
     )
+
+
+class TorchVoice:
+    """A carved model in torch about one image; its caches grow as they need."""
+
+    def __init__(self, model: CarvedModel, pixels: Tensor) -> None:
+        self.model, self.pixels = model, pixels
+        self.room = model.graphs.geometry.text.max_positions
+        self.kept = np.empty(0, np.int64)
+
+    def begin(self, ids: list[int]) -> int:
+        """As `Voice.begin`."""
+        made = self.model(input_ids=torch.tensor([ids]), pixel_values=self.pixels, use_cache=True)
+        assert made.logits is not None
+        total = self.model.graphs.geometry.total
+        self.kept = list(made.kept.values())[-1][0].numpy() if made.kept else np.arange(total)
+        self.room -= len(ids)
+        self.cache = made.past_key_values
+        return int(made.logits[0, -1].argmax())
+
+    def say(self, token: int) -> int:
+        """As `Voice.say`."""
+        made = self.model(input_ids=torch.tensor([[token]]), past_key_values=self.cache)
+        assert made.logits is not None
+        self.room -= 1
+        return int(made.logits[0, -1].argmax())
+
+
+def converse_in_torch(artifact: Artifact, image: Image, threads: int | None) -> tuple[str, Conversation]:
+    """A conversation about `image` with the model in torch, and where it runs."""
+    _use(threads)
+    geometry = artifact.manifest.geometry
+    prompter = load_prompter(artifact.processor, geometry.image_token_id)
+    pixels = torch.from_numpy(load_image_processor(artifact.processor)([image]))
+    model = load(artifact.directory).requires_grad_(False)
+    _check_stateless(model, artifact)
+    talk = Conversation(prompter, TorchVoice(model, pixels), geometry.eos_token_ids, geometry.total)
+    return str(model.device), talk
+
+
+def _use(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise ExportError(f"threads={threads} is no thread count; give 1 or more, or nothing for the default")
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _check_stateless(model: CarvedModel, artifact: Artifact) -> None:
+    if model.graphs.asks:
+        raise PromptError(
+            f"a model carved by {artifact.manifest.method.name} keeps a state between images, which only exported "
+            "graphs are shown here; leave out --runtime torch, or call the model from Python with that state"
+        )
 
 
 def _tell(on_token: OnToken | None, tokens: list[int]) -> None:

@@ -26,11 +26,14 @@ from tokcarve.passes.errors import ArtifactError, ModelError, TokcarveError
 __all__ = ["DEFAULT_TEMPLATE", "PromptError", "Prompter", "load_prompter"]
 
 DEFAULT_TEMPLATE = (
-    "{% for message in messages %}USER: {% for content in message['content'] %}"
-    "{{ '<image>\\n' if content['type'] == 'image' else content['text'] }}{% endfor %}{% endfor %} ASSISTANT:"
+    "{% for message in messages %}{% if message['role'] == 'user' %}USER: {% for content in message['content'] %}"
+    "{{ '<image>\\n' if content['type'] == 'image' else content['text'] }}{% endfor %} {% else %}"
+    "ASSISTANT: {% for content in message['content'] %}{{ content['text'] }}{% endfor %}</s>{% endif %}{% endfor %}"
+    "ASSISTANT:"
 )
 """LLaVA-1.5's way of asking, for checkpoints that bring no template."""
 
+_ANSWER = "\u241eanswer\u241e"  # stands for an answer in a template, and occurs in none
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -57,22 +60,43 @@ class Prompter:
             raise PromptError(
                 f"the prompt {_short(question)} contains {self.image_token}; leave it out, the image is placed for you"
             )
-        pieces = [{"type": "image"}, {"type": "text", "text": question}]
-        text, failure = self._filled(pieces)
+        text, failure = self._filled([_user(question, image=True)])
         if text.count(self.image_token) != 1:
-            text, failure = self._filled(f"{self.image_token}\n{question}")
+            text, failure = self._filled([{"role": "user", "content": f"{self.image_token}\n{question}"}])
         if text.count(self.image_token) != 1:
             reason = failure or f"it writes {self.image_token} {text.count(self.image_token)} times, not once"
             raise ModelError(f"the chat template of this model cannot ask about one image: {reason}")
         return text
 
-    def _filled(self, content: object) -> tuple[str, str]:
-        """(text, "") of the template for a user message of this content, or ("", why not)."""
-        message = {"role": "user", "content": content}
+    def encode_turn(self, said: Sequence[tuple[str, str]], question: str) -> list[int]:
+        """Token ids of what comes behind the last answer of `said` (questions and answers) when `question` follows.
+
+        Raises as `render`, and ModelError for a template without a place for a second question.
+        """
+        if self.image_token in question:
+            raise PromptError(f"the prompt {_short(question)} contains {self.image_token}; one image is seen, at first")
+        turns: list[dict[str, Any]] = []
+        for asked, answer in [*said[:-1], (said[-1][0], _ANSWER)]:
+            turns += [_user(asked, image=not turns), {"role": "assistant", "content": _text_part(answer)}]
+        text, failure = self._filled(turns + [_user(question, image=False)])
+        if text.count(_ANSWER) != 1:
+            plain = [{**turn, "content": _plain(turn["content"], self.image_token)} for turn in turns]
+            text, failure = self._filled([*plain, {"role": "user", "content": question}])
+        if text.count(_ANSWER) != 1:
+            raise ModelError(f"the chat template of this model has no second turn: {failure or 'it leaves turns out'}")
+        before, behind = text.split(_ANSWER)
+        before += said[-1][1].strip()
+        whole, first = (self.tokenizer.encode(one, add_special_tokens=False).ids for one in (before + behind, before))
+        if whole[: len(first)] == first:
+            return [int(token) for token in whole[len(first) :]]
+        return [int(token) for token in self.tokenizer.encode(behind, add_special_tokens=False).ids]
+
+    def _filled(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+        """(text, "") of the template for these messages, or ("", why not)."""
         try:
             template = _environment().from_string(self.template)
             text = template.render(
-                messages=[message], add_generation_prompt=True, tools=None, documents=None, **self.special
+                messages=messages, add_generation_prompt=True, tools=None, documents=None, **self.special
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             return "", str(error)
@@ -89,6 +113,19 @@ class Prompter:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens, special ones left out, as transformers decodes it."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def _user(question: str, *, image: bool) -> dict[str, Any]:
+    return {"role": "user", "content": [*([{"type": "image"}] if image else []), *_text_part(question)]}
+
+
+def _text_part(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _plain(content: Sequence[Mapping[str, str]], image_token: str) -> str:
+    """The same content for templates that take a text alone."""
+    return "".join(f"{image_token}\n" if part["type"] == "image" else part["text"] for part in content)
 
 
 def load_prompter(directory: Path, image_token_id: int) -> Prompter:
