@@ -184,11 +184,11 @@ def _print(fields: dict[str, Any], found: "Artifact") -> None:
     }
     print_facts(str(found.directory), facts)
     if "frames" in fields:
-        rows = [
+        frames = [
             (one["image"], one["answer"].strip(), "pruned" if one["pruned"] else "unpruned", len(one["kept_indices"]))
             for one in fields["frames"]
         ]
-        print_table("frames", ("image", "answer", "graphs", "visual tokens"), rows)
+        print_table("frames", ("image", "answer", "graphs", "visual tokens"), frames)
 
 
 def _ranges(indices: list[int]) -> str:

@@ -43,6 +43,8 @@ class Cut(Protocol):
     def keep(self) -> int: ...
     @property
     def how(self) -> str: ...
+    @property
+    def neurons(self) -> int | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Rows:
 
     vision: entering each vision layer that runs, [CLS] included; feed: entering its MLP; connector: entering the
     projector; text: entering each language layer in prefill, text rows included; text_only: how many of those are not
-    visual.
+    visual. neurons: of the MLP of each language layer, for visual rows; None means all of them everywhere.
     """
 
     vision: tuple[int, ...]
@@ -59,6 +61,7 @@ class Rows:
     connector: int
     text: tuple[int, ...]
     text_only: int
+    neurons: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,21 @@ def rows_of(geometry: Geometry, schedule: Sequence[Cut], text_rows: int) -> Rows
     for layer in range(geometry.text.layers):
         text.append(text_rows + tokens)
         tokens = removed.get(f"language.layers.{layer}", tokens)
-    return Rows(vision=tuple(vision), feed=tuple(feed), connector=connector, text=tuple(text), text_only=text_rows)
+    return Rows(
+        vision=tuple(vision),
+        feed=tuple(feed),
+        connector=connector,
+        text=tuple(text),
+        text_only=text_rows,
+        neurons=_neurons(geometry, schedule),
+    )
+
+
+def _neurons(geometry: Geometry, schedule: Sequence[Cut]) -> tuple[int, ...] | None:
+    lean = {cut.site: cut.neurons for cut in schedule if cut.neurons is not None}
+    if not lean:
+        return None
+    return tuple(lean.get(f"language.layers.{layer}", geometry.text.mlp) for layer in range(geometry.text.layers))
 
 
 def count_flops(geometry: Geometry, rows: Rows, batch: int = 1) -> Flops:
@@ -103,6 +120,9 @@ def count_flops(geometry: Geometry, rows: Rows, batch: int = 1) -> Flops:
     connector = rows.connector * _connector_macs(geometry)
     text = geometry.text
     prefill = sum(_text_layer_macs(text, count, count) for count in rows.text) + text.hidden * text.vocab
+    if rows.neurons is not None:
+        of_layers = zip(rows.text, rows.neurons, strict=True)
+        prefill -= sum(3 * (n - rows.text_only) * text.hidden * (text.mlp - neurons) for n, neurons in of_layers)
     return Flops(
         encoder=2 * batch * encoder,
         connector=2 * batch * connector,
@@ -121,11 +141,14 @@ def conventions(geometry: Geometry, rows: Rows) -> Mapping[str, int]:
     """The prefill under each named way of counting; see the head of this file."""
     text = geometry.text
     visual = [count - rows.text_only for count in rows.text]
-    width = text.hidden
-    fastv = (4 * n * width * width + 2 * n * n * width + 2 * n * width * text.mlp for n in visual)
+    width, neurons = text.hidden, rows.neurons or (text.mlp,) * text.layers
+    fastv = (
+        4 * n * width * width + 2 * n * n * width + 2 * n * width * mlp for n, mlp in zip(visual, neurons, strict=True)
+    )
+    fewer = sum(3 * n * width * (text.mlp - mlp) for n, mlp in zip(visual, neurons, strict=True))
     return {
         "all": count_flops(geometry, rows).prefill,
-        "macs": sum(_text_layer_macs(text, n, n) for n in visual),
+        "macs": sum(_text_layer_macs(text, n, n) for n in visual) - fewer,
         "fastv": sum(fastv),
     }
 

@@ -12,9 +12,10 @@ from tokcarve.passes.errors import MethodError, TapNotFound
 from tokcarve.passes.geometry import centres
 from tokcarve.passes.graph import Thread, TokenGraphs, clone, give, input_node, node_at, results, thread
 from tokcarve.passes.language_carver import LanguageCarver, carve_decode, watch_decode
+from tokcarve.passes.lean import make_lean
 from tokcarve.passes.stage import Stage
 from tokcarve.passes.taps import TAPS, needs_cls
-from tokcarve.passes.text_taps import TEXT_TAPS
+from tokcarve.passes.text_taps import TEXT_TAPS, Place
 
 __all__ = ["RewriteResult", "StageRecord", "expand_layers", "in_language", "insert_stage", "rewrite"]
 
@@ -24,13 +25,14 @@ ATTENTION = ".attention"
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
     """One reduction as it stands in the graph: `total` tokens before the site, `keep` after it; `positions` as in
-    Stage, None before the language model."""
+    Stage, None before the language model; `neurons` of a lean layer."""
 
     site: str
     total: int
     keep: int
     how: str
     positions: str | None = None
+    neurons: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +62,16 @@ def rewrite(graphs: TokenGraphs, stages: Sequence[Stage]) -> RewriteResult:
             raise MethodError(f"stage at {stage.site} keeps {stage.keep} of {total} tokens; choose {least}..{total}")
         carved = insert_stage(carved, stage)
         if stage.how != "observe":
-            positions = stage.positions if in_language(stage.site) else None
-            schedule.append(
-                StageRecord(site=stage.site, total=total, keep=stage.keep, how=stage.how, positions=positions)
-            )
+            schedule.append(_record(stage, total))
         rank, total = place, stage.keep
     return RewriteResult(graphs=carved, schedule=tuple(schedule), modified=bool(stages))
+
+
+def _record(stage: Stage, total: int) -> StageRecord:
+    positions = stage.positions if in_language(stage.site) and stage.how != "lean" else None
+    return StageRecord(
+        site=stage.site, total=total, keep=stage.keep, how=stage.how, positions=positions, neurons=stage.neurons
+    )
 
 
 def _sites(*modules: fx.GraphModule) -> list[str]:
@@ -86,7 +92,8 @@ def _place(graphs: TokenGraphs, stage: Stage) -> int:
     before = thread(graphs.vision)
     if (stage.how == "resize") != (stage.site == "pixels"):
         raise MethodError(f"a stage that does {stage.how} at {stage.site}: only an image is resized, and only resized")
-    if stage.how in ("exit", "mask") and in_language(stage.site) != (stage.how == "exit"):
+    inside = in_language(stage.site)
+    if (stage.how in ("exit", "lean") and not inside) or (stage.how in ("mask", "resize") and inside):
         raise MethodError(
             f"a stage that does {stage.how} at {stage.site}: tokens exit a language layer, and masks end before"
         )
@@ -141,6 +148,9 @@ def _insert_in_language(graphs: TokenGraphs, stage: Stage) -> TokenGraphs:
         vision, before = _hand_over(vision, language, handed)
     else:
         before = thread(language)
+    if stage.how == "lean":
+        make_lean(language, graphs, stage, Place(count=before.count, dropped=before.dropped))
+        return replace(graphs, vision=vision, language=_finished(language, before))
     after = LanguageCarver(language, graphs, stage).write(before)
     if stage.how != "observe":
         carve_decode(decode, graphs, stage, after)

@@ -107,7 +107,7 @@ def check_carved(graphs: TokenGraphs, schedule: Sequence[StageRecord]) -> None:
     rows = rows_after(graphs, schedule)
     _expect("connector", "visual tokens", seen.features.shape[1], rows["connector"])
     for record in schedule:
-        if record.how not in ("mask", "exit"):
+        if record.how not in ("mask", "exit", "lean"):
             ids = {**seen.kept, **read.kept}.get(record.site)
             _expect(record.site, "kept indices", 0 if ids is None else ids.shape[1], record.keep)
             if ids is not None and ids.dtype != torch.int64:

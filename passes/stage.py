@@ -11,7 +11,7 @@ from tokcarve.passes.geometry import Geometry
 
 __all__ = ["Carry", "Fit", "Frozen", "How", "Method", "MethodFacts", "Outcome", "Rule", "Signals", "Stage"]
 
-How = Literal["observe", "choose", "mask", "merge", "resize", "exit"]
+How = Literal["observe", "choose", "mask", "merge", "resize", "exit", "lean"]
 Signals = dict[str, Tensor]
 Carry = dict[str, Tensor]
 Outcome = dict[str, Tensor]
@@ -44,6 +44,8 @@ class Stage:
                "sources" int64 [batch, m], the tokens they weigh (default: all n), and "own" [batch, keep], the weight
                of the token itself (default 0); carries must already have the new length
       resize   nothing: the image is made smaller before it enters, at the site "pixels", to the patches of `grid`
+      lean     nothing, and there is no rule: the language layer of its site keeps every token and works less for visual
+               ones: they attend to no visual token `window` or more rows back, and their MLP has `neurons` neurons
       exit     nothing, and there is no rule: every visual token leaves a language model at its site, `keep` is 0
     With `biases`, a merge also gives "bias" [batch, keep], added to the attention logits of its results from here on.
     With `takes_cls`, the [CLS] row takes part in a merge as token -1, the first of its `n`, and is no prefix after it.
@@ -65,6 +67,8 @@ class Stage:
     grid: tuple[int, int] | None = None
     positions: Literal["original", "renumbered"] = "original"
     cuts_cache: bool = False
+    window: int | None = None
+    neurons: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

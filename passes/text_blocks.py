@@ -48,6 +48,28 @@ class TextBlock(nn.Module):
         out: Tensor = self.layer.get_submodule(f"self_attn.{which}_proj")(rows)
         return out.view(*out.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
+    def attend(self, hidden: Tensor, mask: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The first half of the layer without a cache: `hidden` plus attention, and the key and value rows."""
+        cache = _OneLayerCache(None, None)
+        added, _ = self.layer.get_submodule("self_attn")(
+            hidden_states=self.normed(hidden),
+            attention_mask=mask,
+            position_embeddings=(cos, sin),
+            past_key_values=cache,
+        )
+        assert cache.new is not None
+        return hidden + added, *cache.new
+
+    def fed(self, hidden: Tensor) -> Tensor:
+        """The rows as this layer's MLP sees them, same shape."""
+        rows: Tensor = self.layer.get_submodule("post_attention_layernorm")(hidden)
+        return rows
+
+    @property
+    def mlp(self) -> Any:
+        """gate_proj, up_proj, act_fn and down_proj."""
+        return self.layer.get_submodule("mlp")
+
     def forward(
         self,
         hidden: Tensor,

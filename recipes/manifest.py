@@ -61,13 +61,15 @@ class BudgetRecord(_Closed):
 
 
 class StageEntry(_Closed):
-    """One place where `total` visual tokens become `keep`; in a language model also how what is left is numbered."""
+    """One place where `total` visual tokens become `keep`; in a language model also how what is left is
+    numbered, and the `neurons` that visual tokens have in a lean layer."""
 
     site: str
     total: int
     keep: int
-    how: Literal["choose", "mask", "merge", "resize", "exit"]
+    how: Literal["choose", "mask", "merge", "resize", "exit", "lean"]
     positions: Literal["original", "renumbered"] | None = None
+    neurons: int | None = None
 
 
 class Numbers(_Closed):

@@ -62,8 +62,17 @@ class Ragged:
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         return scores.masked_fill(torch.ones_like(scores[0]).triu(1).bool(), -torch.inf).softmax(-1)
 
-    def layer(self, layer: int, x: Tensor, positions: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
-        """One decoder layer on rows that come behind `past`: rows, and all keys (after RoPE) and values."""
+    def layer(
+        self,
+        layer: int,
+        x: Tensor,
+        positions: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        lean: Stage | None = None,
+        image: slice = slice(0, 0),
+    ) -> tuple[Any, ...]:
+        """One decoder layer on rows that come behind `past`: rows, and all keys (after RoPE) and values. A `lean` one
+        works less for the rows `image`."""
         q, k, v = self.heads(layer, x)
         q, k = _turn(q, positions, self.theta), _turn(k, positions, self.theta)
         if past is not None:
@@ -72,10 +81,21 @@ class Ragged:
         keys, values = every
         scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5
         later = torch.ones_like(scores[0]).triu(1 + k.shape[1] - q.shape[1]).bool()
+        for row in range(image.start, image.stop if lean is not None and lean.window is not None else image.start):
+            later[row, image.start : max(image.start, row - lean.window + 1)] = True  # type: ignore[union-attr,operator]
         mixed = (scores.masked_fill(later, -torch.inf).softmax(-1) @ values).transpose(0, 1).flatten(1)
         block = self.text.layers[layer]
         x = x + block.self_attn.o_proj(mixed)
-        return x + block.mlp(block.post_attention_layernorm(x)), (k, v)
+        rows = block.post_attention_layernorm(x)
+        fed = block.mlp(rows)
+        if lean is not None and lean.neurons is not None:
+            count = image.stop - image.start
+            probes = [image.start + (2 * i + 1) * count // (2 * (count // 10)) for i in range(count // 10)]
+            mlp = block.mlp
+            active = (torch.nn.functional.silu(mlp.gate_proj(rows)) * mlp.up_proj(rows))[:, :]
+            chosen = active[probes].abs().mean(0).topk(lean.neurons).indices
+            fed[image] = active[image][:, chosen] @ mlp.down_proj.weight[:, chosen].T
+        return x + fed, (k, v)
 
     def taps(self, layer: int, before: Tensor, after: Tensor, entered: Tensor, positions: Tensor, image: slice) -> Any:
         """Every tap by name, as a function, of one prompt whose visual rows are `image`."""
@@ -130,13 +150,14 @@ class Ragged:
         caches, shifts = list[Any](), list[float]()
         for layer in range(len(self.text.layers)):
             before = x
-            x, cache = self.layer(layer, x, positions, None)
+            stage = self.stages.get(layer)
+            image = slice(start, start + len(patches))
+            lean = stage if stage is not None and stage.how == "lean" else None
+            x, cache = self.layer(layer, x, positions, None, lean, image)
             caches.append(cache)
             shifts.append(shift)
-            stage = self.stages.get(layer)
-            if stage is None:
+            if stage is None or stage.how == "lean":
                 continue
-            image = slice(start, start + len(patches))
             rows = [*range(start), *range(image.stop, len(x))]
             if stage.how != "exit":
                 taps = self.taps(layer, before, x, embeds, positions, image)
