@@ -23,7 +23,8 @@ SELECT = "tokcarve_select"
 
 
 def transposed(graph: ir.Graph, as_stored: frozenset[str]) -> None:
-    """Replace `MatMul(x, Transpose(weight))`: a weight is stored in the layout that `MatMul` reads.
+    """Replace `MatMul(x, Transpose(weight))`: a weight is stored in the layout that `MatMul` reads, and read in it by
+    whatever else takes the transpose.
 
     ONNX Runtime would fold the transposition at load: measured on 256 MiB of weights it took twice the time and 1.5
     times the memory of reading them in the right layout; and tools that quantize look for a constant.
@@ -32,7 +33,8 @@ def transposed(graph: ir.Graph, as_stored: frozenset[str]) -> None:
         weight = node.inputs[0] if node.op_type == "Transpose" else None
         if weight is None or not weight.is_initializer() or weight.const_value is None:
             continue
-        if len(weight.const_value.shape) != 2 or any(user.op_type != "MatMul" for user, _ in node.outputs[0].uses()):
+        users = {user.op_type for user, _ in node.outputs[0].uses()}
+        if len(weight.const_value.shape) != 2 or not users <= {"MatMul", "Gather"}:
             continue
         if weight.name in as_stored:
             for user, _ in list(node.outputs[0].uses()):

@@ -68,9 +68,11 @@ class LeanBlock(nn.Module):
         probes = rows[:, self.probes]
         activation = (mlp.act_fn(probes @ gate) * (probes @ up)).float().abs().mean(dim=1)
         index = choose.top_in_order(activation, self.neurons)
-        few = (matrix[:, index].transpose(0, 1) for matrix in (gate, up))
-        opened, raised = (rows @ matrix for matrix in few)
-        fed: Tensor = (mlp.act_fn(opened) * raised) @ down[index]
+        # one gather from the layout that the text rows' products read, so that no weight is stored twice
+        few = (torch.index_select(matrix, 1, index.flatten()).unflatten(1, index.shape) for matrix in (gate, up))
+        opened, raised = (rows @ matrix.transpose(0, 1) for matrix in few)
+        lowered = torch.index_select(down, 0, index.flatten()).unflatten(0, index.shape)
+        fed: Tensor = (mlp.act_fn(opened) * raised) @ lowered
         return fed
 
 
