@@ -28,6 +28,11 @@ METHODS = {
 
 
 def write_checkpoint(directory: Path) -> None:
+    """The model of honest size as a checkpoint."""
+    random_model().save_pretrained(directory)
+
+
+def random_model() -> LlavaForConditionalGeneration:
     """Random weights, seeded, wide enough that attention is not flat."""
     torch.manual_seed(0)
     shape = llava(qwen2_half_billion(), 151646)
@@ -38,7 +43,7 @@ def write_checkpoint(directory: Path) -> None:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
             else:
                 weight.normal_(0.0, 1.5 / weight[0].numel() ** 0.5)
-    model.save_pretrained(directory)
+    return model
 
 
 def measure(checkpoint: Path, place: Path, method: str, options: argparse.Namespace) -> None:

@@ -34,11 +34,11 @@ class Cost:
 
 
 def write_graph(
-    which: str, graphs: TokenGraphs, model: nn.Module, tokens: int, weights: WeightFile, path: Path
+    which: str, graphs: TokenGraphs, model: nn.Module, tokens: int, weights: WeightFile, path: Path, max_new: int = 1
 ) -> float:
     """Writes the graph `which` for prompts of up to 64 text tokens, batch 1; seconds from torch to file."""
     started = time.perf_counter()
-    piece = face_graphs(graphs, shapes(graphs, tokens=tokens, batch=1, max_text=MAX_TEXT, max_new=1))[which]
+    piece = face_graphs(graphs, shapes(graphs, tokens=tokens, batch=1, max_text=MAX_TEXT, max_new=max_new))[which]
     found = lower(
         piece.module,
         piece.inputs,

@@ -203,7 +203,7 @@ def lint(model: ir.Model, ranges: Iterable[str] = ALL) -> list[Finding]:
     Shapes that the file does not state are inferred; `model` gains them.
     """
     wanted = frozenset(ranges)
-    common.ShapeInferencePass()(model)
+    common.ShapeInferencePass(data_prop=False)(model)
     findings = [*_graph_findings(model), *_node_findings(model)]
     narrowed = ((finding, tuple(r for r in finding.ranges if r in wanted)) for finding in findings)
     return [Finding(**{**vars(finding), "ranges": left}) for finding, left in narrowed if left]

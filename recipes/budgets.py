@@ -19,7 +19,7 @@ MIB = 2.0**20
 class _Wish:
     """One kind of budget: what a schedule comes to, in words, and whether that may not be more than was asked."""
 
-    measure: Callable[[Sequence[Stage]], float]
+    measure: Callable[[Sequence[Stage]], float | int]
     words: str
     limit: bool
 
@@ -55,7 +55,7 @@ def _wish(name: str, budget: Budget, geometry: Geometry) -> _Wish:
     def kv(stages: Sequence[Stage]) -> float:
         return kv_bytes(geometry.text, [rows + int(text + new) for rows in _stored(geometry, stages)]) / MIB
 
-    def flops(stages: Sequence[Stage]) -> float:
+    def flops(stages: Sequence[Stage]) -> int:
         return count_flops(geometry, rows_of(geometry, stages, int(text))).prefill
 
     given = f"with {text} rows of text"
@@ -66,17 +66,16 @@ def _wish(name: str, budget: Budget, geometry: Geometry) -> _Wish:
     }[name]
 
 
-def _reached(method: Method, geometry: Geometry, wish: _Wish) -> Mapping[int, float]:
+def _reached(method: Method, geometry: Geometry, wish: _Wish) -> Mapping[int, float | int]:
     """What every count that the method can plan comes to."""
-    found: dict[int, float] = {}
+    found: dict[int, float | int] = {}
     refused: MethodError | None = None
     for count in range(1, geometry.total + 1):
         try:
             found[count] = wish.measure(_planned(method, geometry, count))
         except MethodError as error:
             refused = error
-    if not found:
-        assert refused is not None
+    if refused is not None and set(found) <= {geometry.total}:
         raise refused
     return found
 
@@ -98,7 +97,7 @@ def _stored(geometry: Geometry, stages: Sequence[Stage]) -> list[int]:
     return rows
 
 
-def _text_alone(name: str, budget: Budget, geometry: Geometry, asked: float) -> str:
+def _text_alone(name: str, budget: Budget, geometry: Geometry, asked: float | int) -> str:
     rows = int(sum(budget.asked.get(rows, 0) for rows in ("max_text", "max_new")))
     need = kv_bytes(geometry.text, (rows,) * geometry.text.layers) / MIB
     if name != "kv_mib" or asked >= need:
@@ -106,5 +105,5 @@ def _text_alone(name: str, budget: Budget, geometry: Geometry, asked: float) -> 
     return f" (text alone needs {need:.2f} MiB)"
 
 
-def _spelled(name: str, value: float) -> str:
+def _spelled(name: str, value: float | int) -> str:
     return f"{value:.3g}" if name == "prefill_flops" else f"{value:.4g}"
