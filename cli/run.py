@@ -1,7 +1,7 @@
 """`tokcarve run`: a question about a picture, answered by an artifact.
 
 `--json`: artifact, runtime, image, prompt, provider (where it ran), answer, tokens (ids; a stop token is the last),
-kept_indices (of the patches that entered the language model, row by row from the top left), timings_ms {preprocess,
+kept_indices (of the patches left behind the last stage, row by row from the top left), timings_ms {preprocess,
 vision, embedding, prefill, first_token, decode: one per further token}, total (patches). With torch, vision, embedding
 and prefill are one and null. These are times of a first, cold run; `tokcarve profile` measures. A method that keeps a
 state between images takes several, one frame after the other: `frames` then lists image, answer, tokens, kept_indices,
