@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from tokcarve.passes.graph import TokenGraphs
+from tokcarve.passes.graph import Seen, TokenGraphs
 from tokcarve.passes.insert import RewriteResult
 
 __all__ = ["Agreement", "Observed", "agreement", "frozen_counts", "observe", "tokens_at"]
@@ -17,7 +17,7 @@ __all__ = ["Agreement", "Observed", "agreement", "frozen_counts", "observe", "to
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """One image under the dynamic form: tokens alive after each site, and the ids kept at the end."""
+    """One image under the dynamic form: tokens alive after each site, and the ids that leave the vision graph."""
 
     counts: dict[str, int]
     kept: frozenset[int]
@@ -73,8 +73,7 @@ def tokens_at(graphs: TokenGraphs, site: str, pixel_values: Tensor) -> Tensor:
 def observe(dynamic: RewriteResult, pixel_values: Tensor) -> list[Observed]:
     """What the dynamic form decides for each image of a batch [batch, 3, height, width]."""
     watcher = _Watcher(dynamic.graphs.vision)
-    _, kept = watcher.run(pixel_values)
-    last = _at_the_end(dynamic, kept, pixel_values.shape[0])
+    last = _at_the_end(dynamic, Seen(*watcher.run(pixel_values)))
     return [
         Observed(
             counts={f"vision.layers.{layer}": int(mask[i].sum()) for layer, mask in watcher.alive.items()},
@@ -84,10 +83,11 @@ def observe(dynamic: RewriteResult, pixel_values: Tensor) -> list[Observed]:
     ]
 
 
-def _at_the_end(result: RewriteResult, kept: dict[str, Tensor], batch: int) -> Tensor:
-    if result.schedule:
-        return kept[result.schedule[-1].site]
-    return torch.arange(result.graphs.geometry.total).expand(batch, -1)
+def _at_the_end(result: RewriteResult, seen: Seen) -> Tensor:
+    """Ids of the tokens that leave the vision graph: what it cuts is calibrated, whatever the language model drops."""
+    if seen.kept:
+        return list(seen.kept.values())[-1]
+    return torch.arange(result.graphs.geometry.total).expand(seen.features.shape[0], -1)
 
 
 def frozen_counts(observed: Sequence[Observed], tokens: int) -> dict[str, int]:
@@ -107,8 +107,7 @@ def agreement(frozen: RewriteResult, batches: Iterable[tuple[Tensor, Sequence[Ob
     """Compare the frozen form with what the dynamic form kept, image by image."""
     same, overlap, images = 0, 0.0, 0
     for pixel_values, expected in batches:
-        _, kept = frozen.graphs.vision(pixel_values)
-        last = _at_the_end(frozen, kept, pixel_values.shape[0])
+        last = _at_the_end(frozen, Seen(*frozen.graphs.vision(pixel_values)))
         for row, image in zip(last, expected, strict=True):
             ids = frozenset(row.tolist())
             same += ids == image.kept

@@ -12,6 +12,7 @@ __all__ = [
     "LOWEST",
     "alive_after",
     "best",
+    "falling",
     "merge",
     "one_hot",
     "order",
@@ -129,6 +130,13 @@ def rank(score: Float[Tensor, "batch n"], peers: Bool[Tensor, "n n"] | None = No
 def sorting(index: Int[Tensor, "batch n"], total: int) -> Int[Tensor, "batch n"]:
     """The permutation that brings unique numbers of -1..total-1 into rising order."""
     return torch.topk(total - index, index.shape[1], dim=1).indices
+
+
+def falling(score: Float[Tensor, "batch tokens"], keep: int) -> Int[Tensor, "batch {keep}"]:
+    """Indices of the `keep` highest scores, the highest first, the lower index first among equals."""
+    score = _sane(score, None)
+    index = top_in_order(score, keep)
+    return take(index, sorting(rank(take(score, index)), keep))
 
 
 def order(score: Float[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:

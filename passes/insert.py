@@ -136,18 +136,17 @@ def insert_stage(graphs: TokenGraphs, stage: Stage) -> TokenGraphs:
         after = _resize(module, graphs, stage)
     else:
         after = Carver(module, graphs, stage).write(thread(graphs.vision))
-    language = clone(graphs.language)
-    language.meta["thread"] = replace(thread(language), count=after.count)
-    return replace(graphs, vision=_finished(module, after), language=language)
+    return replace(graphs, vision=_finished(module, after))
 
 
 def _insert_in_language(graphs: TokenGraphs, stage: Stage) -> TokenGraphs:
     vision, language, decode = graphs.vision, clone(graphs.language), clone(graphs.decode)
-    handed = thread(vision).carry
-    if handed and "visual_start" not in graphs.language_inputs:
-        vision, before = _hand_over(vision, language, handed)
-    else:
-        before = thread(language)
+    before = thread(language)
+    if "visual_start" not in graphs.language_inputs:
+        before = replace(before, count=thread(vision).count)
+        if thread(vision).carry:
+            vision, taken = _hand_over(vision, language, thread(vision).carry)
+            before = replace(before, carry=taken)
     if stage.how == "lean":
         make_lean(language, graphs, stage, Place(count=before.count, dropped=before.dropped))
         return replace(graphs, vision=vision, language=_finished(language, before))
@@ -162,12 +161,12 @@ def _insert_in_language(graphs: TokenGraphs, stage: Stage) -> TokenGraphs:
 
 def _hand_over(
     vision: fx.GraphModule, language: fx.GraphModule, carry: Mapping[str, str]
-) -> tuple[fx.GraphModule, Thread]:
+) -> tuple[fx.GraphModule, dict[str, str]]:
     """The vision graph that also gives what its last rule handed on, and where `language`, changed, takes it."""
     giving = clone(vision)
     give(giving, *results(giving), {name: node_at(giving, node) for name, node in carry.items()})
     taken = {name: input_node(language, name).name for name in carry}
-    return _finished(giving, thread(vision)), replace(thread(language), carry=taken)
+    return _finished(giving, thread(vision)), taken
 
 
 def _finished(module: fx.GraphModule, after: Thread) -> fx.GraphModule:

@@ -146,12 +146,12 @@ class LanguageCarver(Writer):
         if tap.source == "input":
             return input_node(self.module, name)
         assert tap.made_of is not None
-        hidden, cos, sin = self.site, *(self._given_to_layer(n) for n in (_COS, _SIN))
+        hidden, cos, sin = self.site, *(_given(self.site.args[0], n) for n in (_COS, _SIN))
         place = Place(count=self.before.count, dropped=self.before.dropped)
         if tap.source == "layer":
-            hidden = self._given_to_layer(0)
+            hidden = _given(self.site.args[0], 0)
         elif tap.source == "entry":
-            hidden = input_node(self.module, "inputs_embeds")
+            hidden, cos, sin = (_given(_layers(self.module)[0], n) for n in (0, _COS, _SIN))
             place = Place(count=self.before.count + self.before.dropped, dropped=0)
         block = self._next_block() if tap.source == "next" else parts.text_blocks[self.layer]
         return self.add(name, tap.made_of(block, place, parts.norm), hidden, cos, sin, self.start, self.lengths)
@@ -166,13 +166,6 @@ class LanguageCarver(Writer):
         if self.layer + 1 >= len(blocks):
             raise TapNotFound(f"{self.stage.site} is the language model's last layer; there is none behind it to read")
         return blocks[self.layer + 1]
-
-    def _given_to_layer(self, argument: int) -> Node:
-        layer = self.site.args[0]
-        assert isinstance(layer, Node)
-        given = layer.args[argument]
-        assert isinstance(given, Node)
-        return given
 
     def _place_rows(self, tokens: Node, rows: Node) -> Node:
         """Positions of the rows that stay; later layers get RoPE tables and a mask of their length."""
@@ -204,6 +197,13 @@ class LanguageCarver(Writer):
     def _cut(self, what: str, caches: list[Any], rows: Node) -> list[Any]:
         cut = [self.add(f"{what}{i}", _TakeCache(), one, rows) for i, one in enumerate(caches[: self.layer + 1])]
         return cut + caches[self.layer + 1 :]
+
+
+def _given(layer: Any, argument: int) -> Node:
+    """The node that a layer takes as that argument."""
+    given = layer.args[argument]
+    assert isinstance(given, Node)
+    return given
 
 
 def _layers(module: fx.GraphModule) -> list[Node]:

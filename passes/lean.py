@@ -69,9 +69,9 @@ class LeanBlock(nn.Module):
         activation = (mlp.act_fn(probes @ gate) * (probes @ up)).float().abs().mean(dim=1)
         index = choose.top_in_order(activation, self.neurons)
         # one gather from the layout that the text rows' products read, so that no weight is stored twice
-        few = (torch.index_select(matrix, 1, index.flatten()).unflatten(1, index.shape) for matrix in (gate, up))
+        few = (torch.index_select(matrix, 1, index.flatten()).view(-1, *index.shape) for matrix in (gate, up))
         opened, raised = (rows @ matrix.transpose(0, 1) for matrix in few)
-        lowered = torch.index_select(down, 0, index.flatten()).unflatten(0, index.shape)
+        lowered = torch.index_select(down, 0, index.flatten()).view(*index.shape, -1)
         fed: Tensor = (mlp.act_fn(opened) * raised) @ lowered
         return fed
 

@@ -1,11 +1,11 @@
 """Which layers of a language model a method cuts behind, and how many tokens it leaves there: integers, once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 
-__all__ = ["after_layer", "geometric", "layers_at"]
+__all__ = ["after_layer", "dropping", "geometric", "layers_at", "on_lines"]
 
 DEPTH = 32
 """Layers of the language model for which the literature names its layers."""
@@ -28,6 +28,8 @@ def layers_at(geometry: Geometry, given: Sequence[int] | None, published: Sequen
     MethodError for layers that do not rise, that the model does not have, or too few of them.
     """
     chosen = tuple(given) if given is not None else _scaled(geometry.text.layers, published)
+    if not chosen:
+        raise MethodError("layers=() names no layer to drop behind; name at least one, or none for the published ones")
     if any(later <= earlier for earlier, later in zip(chosen, chosen[1:], strict=False)):
         raise MethodError(
             f"the method drops behind layers {', '.join(map(str, chosen))} of {geometry.text.layers}, and each must "
@@ -49,3 +51,18 @@ def geometric(total: int, tokens: int, steps: int, ratio: float | None = None) -
     share = (tokens / total) ** (1 / steps) if ratio is None else ratio
     counts = [max(tokens, round(total * share ** (step + 1))) for step in range(steps - 1)]
     return (*counts, tokens)
+
+
+def dropping(total: int, plan: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """The pairs (site, count) of `plan` behind which fewer tokens are left than before, `total` at first."""
+    for site, count in plan:
+        if count < total:
+            yield site, count
+            total = count
+
+
+def on_lines(points: Sequence[tuple[int, Sequence[int]]], at: float) -> list[float]:
+    """The values at `at` on straight lines between `points` (place, values), whose places rise; at one, its own."""
+    lower, upper = next(pair for pair in zip(points, points[1:], strict=False) if at <= pair[1][0])
+    share = (at - lower[0]) / (upper[0] - lower[0])
+    return [low + (high - low) * share for low, high in zip(lower[1], upper[1], strict=True)]

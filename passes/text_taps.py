@@ -19,7 +19,28 @@ from torch import Tensor, nn
 from tokcarve.passes import choose
 from tokcarve.passes.text_blocks import TextBlock, rotated
 
-__all__ = ["TEXT_TAPS", "LastAttention", "Place", "TextTap", "attended"]
+__all__ = [
+    "TEXT_TAPS",
+    "Asked",
+    "LastAttention",
+    "LastLogits",
+    "LastLogitsUnrotated",
+    "LastValue",
+    "NormedStates",
+    "NormedText",
+    "Place",
+    "ReceivedAttention",
+    "States",
+    "TextAttention",
+    "TextGravity",
+    "TextKeys",
+    "TextStates",
+    "TextTap",
+    "VisualAttention",
+    "VisualKeys",
+    "VisualValues",
+    "attended",
+]
 
 _LOWEST = torch.finfo(torch.float32).min
 Rows = Float[Tensor, "batch rows hidden"]

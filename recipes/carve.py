@@ -25,8 +25,7 @@ def method_of(name: str, params: dict[str, Any]) -> Method:
     if name not in METHODS:
         raise MethodError(f"no method {name!r}; methods are {', '.join(METHODS)}")
     try:
-        # lists are what JSON makes of the tuples that a method takes
-        return METHODS[name](**{key: tuple(one) if isinstance(one, list) else one for key, one in params.items()})
+        return METHODS[name](**params)
     except TypeError as error:
         raise MethodError(f"method {name} does not take these parameters ({', '.join(params)}): {error}") from error
 

@@ -1,10 +1,10 @@
-"""The recipe entries of methods that reduce tokens before the language model."""
+"""The recipe entries of methods that reduce tokens before the language model, and perhaps there too."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tokcarve.recipes.recipe_parts import Count, MethodRecipe, NotNegative, Order, Positive, Seed, Share
+from tokcarve.recipes.recipe_parts import Count, Layers, MethodRecipe, NotNegative, Order, Positive, Seed, Share, Shares
 
 __all__ = [
     "CDPrunerRecipe",
@@ -69,6 +69,7 @@ class FlowCutRecipe(MethodRecipe):
     ema: Share = 0.5
     interval: Count = 2
     assumed_entropy: Share = 0.9
+    language_stage: bool = False
 
 
 class VtcClsRecipe(MethodRecipe):
@@ -95,10 +96,12 @@ class VisionZipRecipe(MethodRecipe):
 
 
 class VisionDropRecipe(MethodRecipe):
-    """VisionDrop, encoder stage; see passes/methods/visiondrop.py."""
+    """VisionDrop; see passes/methods/visiondrop.py."""
 
     name: Literal["visiondrop"] = "visiondrop"
+    scope: Literal["all", "encoder"] = "all"
     order: Order = "raster"
+    layers: Layers | None = None
 
 
 class HoloVRecipe(MethodRecipe):
@@ -111,9 +114,10 @@ class HoloVRecipe(MethodRecipe):
 
 
 class ToDRERecipe(MethodRecipe):
-    """ToDRE, stage 1; see passes/methods/todre.py."""
+    """ToDRE; see passes/methods/todre.py."""
 
     name: Literal["todre"] = "todre"
+    exit: bool = True
 
 
 class DivPruneRecipe(MethodRecipe):
@@ -130,12 +134,15 @@ class CDPrunerRecipe(MethodRecipe):
 
 
 class VFlowOptRecipe(MethodRecipe):
-    """VFlowOpt, stage 1; see passes/methods/vflowopt.py."""
+    """VFlowOpt; see passes/methods/vflowopt.py."""
 
     name: Literal["vflowopt"] = "vflowopt"
     threshold: NotNegative = 34.76
     alpha: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
     cell: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 15.581
+    scope: Literal["all", "first"] = "all"
+    ratios: Shares = (0.98334, 0.87733)
+    layers: Layers | None = None
 
 
 class RecoverableRecipe(MethodRecipe):

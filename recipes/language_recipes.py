@@ -1,10 +1,24 @@
 """The recipe entries of methods that reduce tokens, or the work on them, in the language model."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from tokcarve.recipes.recipe_parts import Count, MethodRecipe
+from pydantic import Field
 
-__all__ = ["FastVRecipe", "LanguageMethod"]
+from tokcarve.recipes.recipe_parts import Count, Layers, MethodRecipe, Share
+
+__all__ = [
+    "DARTRecipe",
+    "DyVTERecipe",
+    "FastVRecipe",
+    "FeatherRecipe",
+    "LLaVoltaRecipe",
+    "LanguageMethod",
+    "PyramidDropRecipe",
+    "RedundancyLensRecipe",
+    "SparseVLMRecipe",
+    "TokenCarveRecipe",
+    "VLAPrunerRecipe",
+]
 
 
 class FastVRecipe(MethodRecipe):
@@ -14,5 +28,94 @@ class FastVRecipe(MethodRecipe):
     layer: Count = 2
 
 
-LanguageMethod = FastVRecipe
+class VLAPrunerRecipe(MethodRecipe):
+    """VLA-Pruner; see passes/methods/vla_pruner.py."""
+
+    name: Literal["vla_pruner"] = "vla_pruner"
+    layer: Count = 3
+    action_layer: Annotated[int, Field(ge=0)] | None = None
+    attention: Literal["prefill", "last"] = "prefill"
+
+
+class PyramidDropRecipe(MethodRecipe):
+    """PyramidDrop; see passes/methods/pyramiddrop.py."""
+
+    name: Literal["pyramiddrop"] = "pyramiddrop"
+    layers: Layers | None = None
+    ratio: Share | None = None
+
+
+class SparseVLMRecipe(MethodRecipe):
+    """SparseVLM; see passes/methods/sparsevlm.py."""
+
+    name: Literal["sparsevlm"] = "sparsevlm"
+    version: Literal["v1.5", "plus"] = "v1.5"
+    layers: Layers | None = None
+    heads: Count | None = None
+
+
+class DyVTERecipe(MethodRecipe):
+    """DyVTE, fixed exit; see passes/methods/dyvte.py."""
+
+    name: Literal["dyvte"] = "dyvte"
+    layer: Annotated[int, Field(ge=0)] | None = None
+
+
+class LLaVoltaRecipe(MethodRecipe):
+    """LLaVolta pooling; see passes/methods/llavolta.py."""
+
+    name: Literal["llavolta"] = "llavolta"
+    layer: Count = 2
+
+
+class RedundancyLensRecipe(MethodRecipe):
+    """RedundancyLens; see passes/methods/redundancylens.py."""
+
+    name: Literal["redundancylens"] = "redundancylens"
+    attention_layers: Layers | None = None
+    feed_layers: Layers | None = None
+    window: Count = 256
+    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+
+
+class TokenCarveRecipe(MethodRecipe):
+    """TokenCarve; see passes/methods/tokencarve.py."""
+
+    name: Literal["tokencarve"] = "tokencarve"
+    layer: Count = 2
+    weight: Share = 0.5
+    contribution: Literal["singular", "eigh", "norm"] = "singular"
+    rounds: Count = 40
+
+
+class DARTRecipe(MethodRecipe):
+    """DART; see passes/methods/dart.py."""
+
+    name: Literal["dart"] = "dart"
+    layer: Count = 2
+    image_pivots: Count = 4
+    text_pivots: Count = 4
+
+
+class FeatherRecipe(MethodRecipe):
+    """FEATHER; see passes/methods/feather.py."""
+
+    name: Literal["feather"] = "feather"
+    layers: Layers | None = None
+    stride: Count = 3
+    first: Count | None = None
+
+
+LanguageMethod = (
+    FastVRecipe
+    | VLAPrunerRecipe
+    | RedundancyLensRecipe
+    | PyramidDropRecipe
+    | SparseVLMRecipe
+    | DyVTERecipe
+    | LLaVoltaRecipe
+    | DARTRecipe
+    | FeatherRecipe
+    | TokenCarveRecipe
+)
 """Any of them."""

@@ -6,9 +6,9 @@ No dates and no machine in it but the path of the base weights: running again gi
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from tokcarve import __version__
 from tokcarve.passes.checkpoint import WeightsIdentity
@@ -45,11 +45,16 @@ class ModelRecord(_Closed):
     weights: WeightsIdentity
 
 
+def _as_taken(params: dict[str, Any]) -> dict[str, Any]:
+    # lists are what JSON makes of the tuples that a method takes
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in params.items()}
+
+
 class MethodRecord(_Closed):
     """The method and all of its hyper-parameters."""
 
     name: str
-    params: dict[str, Any]
+    params: Annotated[dict[str, Any], AfterValidator(_as_taken)]
 
 
 class BudgetRecord(_Closed):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["Closed", "Count", "Layers", "MethodRecipe", "NotNegative", "Order", "Positive", "Seed", "Share"]
+__all__ = ["Closed", "Count", "Layers", "MethodRecipe", "NotNegative", "Order", "Positive", "Seed", "Share", "Shares"]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -17,6 +17,8 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Order = Literal["raster", "published"]
+Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)], ...], BeforeValidator(_as_tuple)]
+"""Shares above 0; a list in YAML, JSON and --param."""
 Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_tuple)]
 """Layers of the language model, 0-based; a list in YAML, JSON and --param."""
 

@@ -10,13 +10,23 @@ import torch
 from greedy import answer
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
+from watcher import Watcher
 
 from tokcarve.passes import families
-from tokcarve.passes.graph import TokenGraphs, all_kept
+from tokcarve.passes.graph import TokenGraphs, all_kept, visual_start
 from tokcarve.passes.insert import RewriteResult, rewrite
 from tokcarve.passes.stage import Method
 
-__all__ = ["IMAGES", "Recorded", "carved", "check_answers", "check_read", "golden_graphs", "golden_inputs"]
+__all__ = [
+    "IMAGES",
+    "Recorded",
+    "carved",
+    "check_answers",
+    "check_read",
+    "golden_graphs",
+    "golden_inputs",
+    "inside",
+]
 
 GOLDENS = Path(__file__).parent / "goldens"
 IMAGES = range(4)
@@ -102,3 +112,17 @@ def check_answers(features: Tensor, golden: Recorded, budget: str) -> None:
     torch.testing.assert_close(logits, golden.stack(budget, "logits"), atol=1e-3, rtol=0)
     if spoken:
         assert torch.equal(tokens, golden.stack(budget, "gen").long())
+
+
+@torch.no_grad()
+def inside(result: RewriteResult) -> dict[str, Any]:
+    """What every module of the language graph returns on the recorded prompts, in one batch, by module name."""
+    graphs, (pixels, ids) = result.graphs, golden_inputs()
+    seen = graphs.see(pixels)
+    rows, lengths = _pruned_prompt(ids, seen.features.shape[1])
+    kept = list(seen.kept.values())
+    embeds, positions = graphs.embedding(rows, seen.features, kept[-1] if kept else None)
+    named = {"visual_start": visual_start(rows, IMAGE_TOKEN), **seen.handed}
+    watcher = Watcher(graphs.language)
+    watcher.run(embeds, positions, lengths, *(named[name] for name in graphs.language_inputs))
+    return watcher.seen

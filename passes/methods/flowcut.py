@@ -1,15 +1,20 @@
 """FlowCut: prune while the vision tower runs, by the information that flows to [CLS].
 
 Source      arXiv:2505.19536 (NeurIPS 2025), section 3 and A.5; code TungChintao/FlowCut @ a2ecd247, CLIP path.
-Reads       cls_attention [batch, heads, 1+n], values [batch, heads, 1+n, head_dim] of every layer before the last used.
+Reads       cls_attention [batch, heads, 1+n], values [batch, heads, 1+n, head_dim] of every layer before the last used;
+            with `language_stage` also last_logits [batch, heads, n], visual_values [batch, kv_heads, n, head_dim] and
+            last_value [batch, kv_heads, 1, head_dim] of language layer 1.
 Gives       score [batch, n] >= 0, dimensionless: (attention share + value-similarity share) x L1 norm of the
-            head-mean value, averaged over layers with weight `ema`; higher means keep.
+            head-mean value, averaged over layers with weight `ema`; higher means keep. In the language model the same
+            between the last word and the visual tokens.
 Cost        one query row, one row of value products and a norm per layer; `static` shortens the tower itself.
 Differs     static (default): per-layer counts are frozen by calibration, or follow from `assumed_entropy`.
             exact: the reference's own counts, per image where the reference takes the maximum over a batch;
-            saves no tower time. single: scored on every layer, cut once. Scores in float32; 0 ln 0 = 0; ties to the
-            lower index.
-Raises      MethodError for a tower without [CLS] or with fewer than two used layers.
+            saves no tower time. single: scored on every layer, cut once. language_stage, which the code has for long
+            sequences: twice the count leaves the tower, or all. Scores in float32; 0 ln 0 = 0; ties to the lower
+            index.
+Raises      MethodError for a tower without [CLS] or with fewer than two used layers, and with `language_stage` for a
+            language model of fewer than three.
 """
 
 import math
@@ -18,60 +23,36 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from tokcarve.passes.errors import MethodError
+from tokcarve.passes.flow import drop_count, entropy_ratio, flows, shares
 from tokcarve.passes.geometry import Geometry
+from tokcarve.passes.schedule import after_layer
 from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
 
-__all__ = ["FlowCut", "drop_count", "entropy_ratio", "shares"]
+__all__ = ["FlowCut"]
 
 READS = ("cls_attention", "values")
-TINY = torch.finfo(torch.float32).tiny
+LATE = ("last_logits", "visual_values", "last_value")
 
 
-def shares(
-    attention: Float[Tensor, "batch heads rows"],
-    values: Float[Tensor, "batch heads rows dim"],
-    alive: Bool[Tensor, "batch tokens"] | None = None,
-) -> tuple[Float[Tensor, "batch tokens"], Float[Tensor, "batch tokens"]]:
-    """Attention share of every patch (sums to 1) and its score; dead patches get 0."""
-    similar = (values[:, :, :1] @ values.transpose(-1, -2)).squeeze(2)
-    if alive is not None:
-        everyone = torch.cat([torch.ones_like(alive[:, :1]), alive], dim=1)
-        similar = torch.where(everyone[:, None], similar, torch.finfo(torch.float32).min)
-    similar = torch.softmax(similar, dim=-1).mean(dim=1)[:, 1:]
-    seen = attention.mean(dim=1)[:, 1:]
-    # [CLS] may keep all of its attention to itself
-    seen = seen / seen.sum(dim=1, keepdim=True).clamp_min(TINY)
-    similar = similar / similar.sum(dim=1, keepdim=True).clamp_min(TINY)
-    strength = values.mean(dim=1).abs().sum(dim=-1)[:, 1:]
-    return seen, (seen + similar) * strength
-
-
-def entropy_ratio(seen: Float[Tensor, "batch tokens"], count: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Entropy of the attention shares over its maximum ln(count), both in nats; 0 for one token."""
-    nats = -(seen * torch.log(seen.clamp_min(TINY))).sum(dim=1)
-    return nats / torch.log(count).clamp_min(TINY)
-
-
-def drop_count(count: Tensor, tokens: int, remaining: int, ratio: Tensor) -> Tensor:
-    """How many of `count` tokens go, rounded half to even; `remaining` layers are left before the last cut."""
-    return torch.round((count - tokens) / math.sqrt(remaining) * (1 - ratio**2))
+def _asked(signals: Signals, carry: Carry) -> Outcome:
+    return {"score": flows(signals["last_logits"], signals["visual_values"], signals["last_value"])}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowCut(Method):
     """form: see the header. ema: weight of the past. interval: layers between cuts.
 
-    assumed_entropy: the entropy ratio that fixes the static counts when nothing was calibrated.
+    assumed_entropy: the entropy ratio that fixes the static counts when nothing was calibrated. language_stage: cut
+    again behind language layer 1, by what the last word attends to.
     """
 
     form: Literal["static", "exact", "single"] = "static"
     ema: float = 0.5
     interval: int = 2
     assumed_entropy: float = 0.9
+    language_stage: bool = False
 
     facts: ClassVar[MethodFacts] = MethodFacts(
         title="FlowCut",
@@ -86,11 +67,20 @@ class FlowCut(Method):
 
     def stages(self, geometry: Geometry, tokens: int, frozen: Frozen | None) -> tuple[Stage, ...]:
         """Score every layer but the last used one; cut at every `interval`-th, counted back from the last cut."""
-        last = geometry.vision.layers_used - 2
-        if last < 0:
+        if geometry.vision.layers_used < 2:
             raise MethodError("flowcut cuts before the last used vision layer, and this tower uses only one")
         if tokens == geometry.total:
             return ()
+        if not self.language_stage:
+            return self._encoder(geometry, tokens, frozen)
+        entering = min(2 * tokens, geometry.total)
+        first = self._encoder(geometry, entering, frozen) if entering < geometry.total else ()
+        site = after_layer(geometry, 1)
+        cut = Stage(site=site, reads=LATE, rule=_asked, how="choose", keep=tokens, positions="renumbered")
+        return (*first, cut)
+
+    def _encoder(self, geometry: Geometry, tokens: int, frozen: Frozen | None) -> tuple[Stage, ...]:
+        last = geometry.vision.layers_used - 2
         if self.form == "static":
             return self._static(geometry, tokens, frozen.counts if frozen else self.assumed(geometry, tokens))
         cuts = [i for i in range(last + 1) if (last - i) % self.interval == 0] if self.form == "exact" else [last]
@@ -116,7 +106,9 @@ class FlowCut(Method):
         def rule(signals: Signals, carry: Carry) -> Outcome:
             return self.rule(signals, carry, tokens, left if how == "mask" else 0)
 
-        return Stage(site=f"vision.layers.{i}", reads=READS, rule=rule, how=how, keep=keep, carries=("ema",))
+        # behind the last cut nothing asks for the average
+        carries = () if keep == tokens else ("ema",)
+        return Stage(site=f"vision.layers.{i}", reads=READS, rule=rule, how=how, keep=keep, carries=carries)
 
     def rule(self, signals: Signals, carry: Carry, tokens: int, remaining: int) -> Outcome:
         """The running score, and with `remaining` > 0 also how many tokens each image keeps here."""

@@ -1,76 +1,59 @@
-"""VFlowOpt, stage 1: importance from the rows of attention sinks; what is pruned is recycled cell by cell.
+"""VFlowOpt: importance from the rows of attention sinks decides once; what is pruned first is recycled cell by cell.
 
 Source      arXiv:2508.05211 (ICCV 2025), code sihany077/VFlowOpt @ 129eeef (CC BY-NC).
 Reads       attention [batch, rows, rows] of the last used vision layer; with alpha also pixels [batch, 3, h, w].
 Gives       importance [batch, n]: mean attention from the sinks (patches that receive over `threshold` times the mean)
             plus alpha times the softmax of each patch's grey-level entropy in bits; higher means keep. After the
-            connector the pruned tokens of a cell of `cell` x `cell` patches become one, weighted by importance.
+            connector the pruned tokens of a cell of `cell` x `cell` patches become one, weighted by importance; it
+            counts as its most important one behind `layers` of the language model, where no more is recycled.
 Cost        one attention map and one [keep, n] product.
-Differs     the count is exact: one slot per cell comes out of the budget, and a cell without pruned tokens gives its
+Differs     the count is exact, and what the last cut leaves: `ratios` say what share stays behind each of `layers`, and
+            how many enter follows. One slot per cell comes out of those, and a cell without pruned tokens gives its
             slot to the next best token. No sink: the most attended patch is one. Entropy is the paper's, on 8-bit grey;
-            negative importance weighs nothing. Defaults are the reference's at 25 %, where entropy is off.
-Raises      MethodError for fewer tokens than cells.
+            negative importance weighs nothing. Defaults are the reference's at 25 %, where entropy is off. With scope
+            "first" the language model drops nothing. Ties to the lower index.
+Raises      MethodError for fewer tokens than cells, for layers that the language model does not have, and for another
+            number of ratios than of layers.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from math import prod
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from tokcarve.passes.choose import LOWEST, best, one_hot, take, top_in_order, top_mask
+from tokcarve.passes.choose import take
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
+from tokcarve.passes.recycling import cells_of, entropy, grey, importance, recycled
+from tokcarve.passes.schedule import dropping, layers_at
+from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Rule, Signals, Stage
 
-__all__ = ["VFlowOpt", "entropy", "grey", "importance", "recycled"]
+__all__ = ["VFlowOpt"]
 
-TINY = torch.finfo(torch.float32).tiny
-SURE = 1e3  # above every importance
-
-
-def importance(attention: Float[Tensor, "batch n n2"], threshold: float) -> Float[Tensor, "batch n"]:
-    """Mean row of the sinks of an attention map between patches."""
-    received = attention.mean(dim=1)
-    sink = (received > threshold * received.mean(dim=1, keepdim=True)).float()
-    found = sink.sum(dim=1, keepdim=True)
-    sink = torch.where(found > 0, sink, one_hot(best(received), received.shape[1]))
-    return (sink.unsqueeze(1) @ attention).squeeze(1) / found.clamp_min(1)
+PUBLISHED = (9, 19)
 
 
-def entropy(grey: Float[Tensor, "batch n pixels"]) -> Float[Tensor, "batch n"]:
-    """Entropy in bits of the 256 grey levels of each patch."""
-    share = torch.stack([(grey == level).float().mean(dim=2) for level in range(256)], dim=2)
-    return -(share * torch.log2(share + 1e-10)).sum(dim=2)
-
-
-def recycled(score: Float[Tensor, "batch n"], cells: Float[Tensor, "n cells"], keep: int) -> Outcome:
-    """The `keep` - cells best tokens, and of every cell one token that holds the rest of it."""
-    low = ~top_mask(score, keep - cells.shape[1])
-    inside = low.unsqueeze(1) & (cells.T > 0)
-    heads = one_hot(best(torch.where(inside, score.unsqueeze(1), LOWEST)), score.shape[1])
-    head = (heads * inside.any(dim=2, keepdim=True).float()).sum(dim=1) > 0
-    index = top_in_order(torch.where(low & ~head, score, SURE), keep)
-    picked = one_hot(index, score.shape[1]).sum(dim=1) > 0
-    weight = torch.where(low & (head | ~picked), score.clamp_min(TINY), 0.0)
-    holds = take(head.float(), index)
-    mine = take(cells.expand(score.shape[0], -1, -1), index) * holds.unsqueeze(2)
-    share = cells.T * weight.unsqueeze(1) / (weight @ cells).clamp_min(TINY).unsqueeze(2)
-    return {"index": index, "weights": mine @ share, "own": 1 - holds}
+def _important(signals: Signals, carry: Carry) -> Outcome:
+    return {"score": carry["importance"], "importance": carry["importance"]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class VFlowOpt(Method):
-    """threshold, alpha: see the header. cell: side of a recycling cell in patches, not always a whole number."""
+    """threshold, alpha, scope, ratios: see the header. cell: side of a recycling cell in patches, not always a whole
+    number. layers: dropped behind these layers of the language model, 0-based."""
 
     threshold: float = 34.76
     alpha: float = 0.0
     cell: float = 15.581
+    scope: Literal["all", "first"] = "all"
+    ratios: tuple[float, ...] = (0.98334, 0.87733)
+    layers: tuple[int, ...] | None = None
 
     facts: ClassVar[MethodFacts] = MethodFacts(
         title="VFlowOpt",
-        stage="after the connector",
+        stage="after the connector, and in the language model",
         text_aware=False,
         reads=("attention",),
         count="exact, one slot per cell",
@@ -80,16 +63,45 @@ class VFlowOpt(Method):
     )
 
     def stages(self, geometry: Geometry, tokens: int, frozen: Frozen | None) -> tuple[Stage, ...]:
-        """Importance behind the last used vision layer, the cut behind the connector."""
+        """Importance behind the last used vision layer, a cut behind the connector and one behind every layer."""
         if tokens == geometry.total:
             return ()
-        cells = self.cells(geometry)
-        if tokens < cells.shape[1]:
-            raise MethodError(
-                f"vflowopt with cell={self.cell} recycles into {cells.shape[1]} tokens, and {tokens} were asked for; "
-                f"keep {cells.shape[1]} or more, or choose a larger cell"
-            )
+        sites = layers_at(geometry, self.layers, PUBLISHED) if self.scope == "all" else ()
+        counts = self.counts(geometry.total, tokens, sites)
+        cells = cells_of(geometry.vision.grid, self.cell)
+        self._check(geometry.total, tokens, sites, cells.shape[1])
+        reads = ("attention", "pixels") if self.alpha else ("attention",)
+        last, carries = f"vision.layers.{geometry.vision.layers_used - 1}", ("importance",)
+        watch = self._watching(geometry)
+        planned = [Stage(site=last, reads=reads, rule=watch, how="observe", keep=geometry.total, carries=carries)]
+        if counts[0] < geometry.total:
+            rule = self._recycling(cells, counts[0])
+            planned.append(Stage(site="connector", rule=rule, how="merge", keep=counts[0], carries=carries))
+        for site, count in dropping(counts[0], zip(sites, counts[1:], strict=True)):
+            planned.append(Stage(site=site, rule=_important, how="choose", keep=count, carries=carries))
+        return tuple(planned)
 
+    def counts(self, total: int, tokens: int, sites: tuple[str, ...]) -> tuple[int, ...]:
+        """What enters the language model, and what is left behind each of `sites`."""
+        shares = self.ratios if sites else ()
+        if len(shares) != len(sites):
+            raise MethodError(
+                f"ratios of vflowopt are {len(shares)}, one for every layer behind which it drops, and it drops behind "
+                f"{len(sites)}; give as many of both"
+            )
+        return tuple(min(total, round(tokens / prod(shares[done:]))) for done in range(len(shares) + 1))
+
+    def _check(self, total: int, tokens: int, sites: tuple[str, ...], cells: int) -> None:
+        """Refuses a count that does not leave every cell a token behind the connector."""
+        if self.counts(total, tokens, sites)[0] >= cells:
+            return
+        least = next(one for one in range(1, total + 1) if self.counts(total, one, sites)[0] >= cells)
+        raise MethodError(
+            f"vflowopt with cell={self.cell} recycles into {cells} tokens, and {tokens} were asked for; "
+            f"keep {least} or more, or choose a larger cell"
+        )
+
+    def _watching(self, geometry: Geometry) -> Rule:
         def watch(signals: Signals, carry: Carry) -> Outcome:
             prefix = geometry.vision.prefix
             score = importance(signals["attention"][:, prefix:, prefix:], self.threshold)
@@ -97,29 +109,12 @@ class VFlowOpt(Method):
                 score = score + self.alpha * torch.softmax(entropy(grey(signals["pixels"], geometry)), dim=1)
             return {"importance": score}
 
+        return watch
+
+    def _recycling(self, cells: Tensor, keep: int) -> Rule:
         def cut(signals: Signals, carry: Carry) -> Outcome:
-            return recycled(carry["importance"], cells.to(carry["importance"].device), tokens)
+            score = carry["importance"]
+            made = recycled(score, cells.to(score.device), keep)
+            return {**made, "importance": take(score, made["index"])}
 
-        reads = ("attention", "pixels") if self.alpha else ("attention",)
-        site = f"vision.layers.{geometry.vision.layers_used - 1}"
-        return (
-            Stage(site=site, reads=reads, rule=watch, how="observe", keep=geometry.total, carries=("importance",)),
-            Stage(site="connector", rule=cut, how="merge", keep=tokens),
-        )
-
-    def cells(self, geometry: Geometry) -> Float[Tensor, "n cells"]:
-        """1.0 where a patch lies in a cell."""
-        rows, columns = geometry.vision.grid
-        across = int((columns - 1) / self.cell) + 1
-        of = [int(r / self.cell) * across + int(c / self.cell) for r in range(rows) for c in range(columns)]
-        return one_hot(torch.tensor(of), max(of) + 1)
-
-
-def grey(pixel_values: Float[Tensor, "batch 3 height width"], geometry: Geometry) -> Float[Tensor, "batch n pixels"]:
-    """Grey levels 0..255 of each patch: the mean of the 8-bit channels, rounded."""
-    vision, patch = geometry.vision, geometry.vision.patch_size
-    mean, std = (torch.tensor(v, device=pixel_values.device).view(3, 1, 1) for v in (vision.mean, vision.std))
-    levels = torch.round((pixel_values.float() * std + mean) * 255).clamp(0, 255)
-    rows, columns = vision.grid
-    patches = torch.round(levels.mean(dim=1)).view(-1, rows, patch, columns, patch).transpose(2, 3)
-    return patches.reshape(-1, rows * columns, patch * patch)
+        return cut

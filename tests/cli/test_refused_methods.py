@@ -55,8 +55,28 @@ REFUSED = {
     ),
     "more cells than tokens": (
         ["--method", "vflowopt", "--tokens", "7", "--param", "cell=2"],
-        "vflowopt with cell=2.0 recycles into 16 tokens, and 7 were asked for; keep 16 or more, or choose a larger "
+        "vflowopt with cell=2.0 recycles into 16 tokens, and 7 were asked for; keep 14 or more, or choose a larger "
         "cell",
+    ),
+    "a ratio without a layer": (
+        ["--method", "vflowopt", "--tokens", "16", "--param", "ratios=[0.5]"],
+        "ratios of vflowopt are 1, one for every layer behind which it drops, and it drops behind 2; give as many of "
+        "both",
+    ),
+    "fewer than all before the exit": (
+        ["--method", "dyvte", "--keep", "0.5"],
+        "dyvte keeps all 64 visual tokens until they leave together, and 32 were asked for; ask for 64 and set the "
+        "layer with --param, or choose a method that keeps some",
+    ),
+    "runs of several lengths": (
+        ["--method", "llavolta", "--tokens", "24"],
+        "llavolta averages runs of one length, and 64 visual tokens have no 24 of them; choose one of 1, 2, 4, 8, 16, "
+        "32",
+    ),
+    "layers that a small model lacks": (
+        ["--method", "visiondrop", "--tokens", "16"],
+        "this language model has 3 layers, so tokens can be dropped behind layers 0..1, and the method drops behind "
+        "layer 2; choose other layers with --param",
     ),
     "no room for [CLS]": (
         ["--method", "visionzip", "--tokens", "16", "--param", "contextual=1.0"],
@@ -112,6 +132,11 @@ def test_what_a_method_cannot_do(towers: dict[str, Path], case: str) -> None:
         ("holov", "rank_by=text"),
         ("cdpruner", "theta=1.0"),
         ("vflowopt", "cell=0.5"),
+        ("vflowopt", "ratios=0.5"),
+        ("visiondrop", "scope=tower"),
+        ("dyvte", "layer=-1"),
+        ("llavolta", "layer=0"),
+        ("todre", "exit=3"),
         ("recoverable", "neighbours=0"),
         ("prune_and_merge", "ridge=0.0"),
     ],

@@ -77,7 +77,7 @@ def test_a_dry_run_writes_nothing(checkpoint: Path, here: Path) -> None:
     made = told("compress", checkpoint, "--method", "vtc_cls", "--tokens", "16", "--dry-run")
     assert made["written"] is False
     assert made["manifest"]["schedule"] == [
-        {"site": "vision.layers.4", "total": 64, "keep": 16, "how": "choose", "positions": None}
+        {"site": "vision.layers.4", "total": 64, "keep": 16, "how": "choose"} | dict.fromkeys(("positions", "neurons"))
     ]
     assert list(here.iterdir()) == []
 

@@ -31,6 +31,18 @@ CASES: dict[str, tuple[Asked, Asked]] = {
     "fastv": (("fastv", {}, 16), ("fastv", {}, 15)),
     "vla_pruner": (("vla_pruner", {}, 16), ("vla_pruner", {}, 15)),
     "redundancylens": (("redundancylens", {"window": 16}, TOTAL), ("redundancylens", {"window": 15}, TOTAL)),
+    "pyramiddrop": (("pyramiddrop", {}, 12), ("pyramiddrop", {}, 11)),
+    "sparsevlm": (("sparsevlm", {}, 12), ("sparsevlm", {}, 11)),
+    "sparsevlm plus": (("sparsevlm", {"version": "plus"}, 12), ("sparsevlm", {"version": "plus"}, 11)),
+    "dart": (("dart", {}, 16), ("dart", {}, 15)),
+    "feather": (("feather", {}, 12), ("feather", {}, 11)),
+    "tokencarve": (("tokencarve", {}, 16), ("tokencarve", {}, 15)),
+    "visiondrop": (("visiondrop", {}, 12), ("visiondrop", {}, 11)),
+    "vflowopt": (("vflowopt", {"cell": 4.0}, 12), ("vflowopt", {"cell": 4.0}, 11)),
+    "todre": (("todre", {}, 16), ("todre", {"exit": False}, 16)),
+    "dyvte": (("dyvte", {}, TOTAL), ("dyvte", {"layer": 1}, TOTAL)),
+    "llavolta": (("llavolta", {}, 16), ("llavolta", {}, 8)),
+    "flowcut": (("flowcut", {"language_stage": True}, 16), ("flowcut", {"language_stage": True}, 15)),
 }
 
 

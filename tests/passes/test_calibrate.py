@@ -8,9 +8,10 @@ from watcher import Watcher
 
 from tokcarve.passes import families
 from tokcarve.passes.calibrate import Agreement, Observed, agreement, frozen_counts, observe
+from tokcarve.passes.flow import drop_count, entropy_ratio, shares
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import RewriteResult, rewrite
-from tokcarve.passes.methods.flowcut import FlowCut, drop_count, entropy_ratio, shares
+from tokcarve.passes.methods.flowcut import FlowCut
 from tokcarve.passes.methods.vtc_cls import VtcCls
 from tokcarve.passes.stage import Frozen, Method
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tokcarve.passes.choose import best, merge, one_hot, sorting, top_in_order, top_mask
+from tokcarve.passes.choose import LOWEST, best, falling, merge, one_hot, order, sorting, top_in_order, top_mask
 
 TIED = st.lists(st.sampled_from([0.0, -0.0, 0.5, -1.0, 1e-30, 3e38, math.inf]), min_size=1, max_size=30)
 SMOOTH = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=30)
@@ -40,6 +40,13 @@ def test_the_best_of_every_row() -> None:
     assert best(rows).tolist() == [[1, 0]]
     assert one_hot(best(rows), 3).tolist() == [[[0, 1, 0], [1, 0, 0]]]
     assert one_hot(torch.tensor([-1, 3]), 3).sum() == 0
+
+
+@given(st.one_of(TIED, SMOOTH), st.data())
+def test_falling_is_the_start_of_the_whole_order(scores: list[float], data: st.DataObject) -> None:
+    keep = data.draw(st.integers(1, len(scores)))
+    whole = order(torch.tensor([scores]).clamp(LOWEST, -LOWEST))
+    assert torch.equal(falling(torch.tensor([scores]), keep), whole[:, :keep])
 
 
 @given(st.permutations(range(-1, 12)), st.integers(1, 13))

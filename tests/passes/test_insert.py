@@ -235,10 +235,13 @@ def test_observing_changes_nothing(graphs: TokenGraphs, pixels: Tensor) -> None:
     ("stages", "message"),
     [
         ([cut("vision.layers.5", 4)], "no site 'vision.layers.5' .* vision.layers.0, .* vision.layers.4, connector"),
-        ([cut("language.layers.2", 4)], "no site 'language.layers.2'"),
+        ([cut("language.layers.3", 4)], "no site 'language.layers.3'"),
         ([cut("vision.layers.3", 9), cut("vision.layers.1", 4)], "vision.layers.1 comes after a later site"),
         ([cut("vision.layers.3", 9), cut("vision.layers.3", 4)], "stage at vision.layers.3 comes after"),
-        ([cut("vision.layers.3", 4, reads=("saliency",))], "'saliency'; taps are tokens, cls_attention, attention, "),
+        (
+            [cut("vision.layers.3", 4, reads=("saliency",))],
+            "'saliency'; taps there are tokens, cls_attention, attention, ",
+        ),
         ([cut("connector", 4, reads=("cls_attention",))], "connector .* 'cls_attention', .* vision layer"),
         ([cut("connector", 4, reads=("values",))], "connector .* 'values', .* vision layer"),
         ([cut("vision.layers.3", 0)], "keeps 0 of 64 tokens; choose 1..64"),

@@ -85,6 +85,9 @@ def test_a_sound_graph_passes(graphs: TokenGraphs, carved: RewriteResult) -> Non
         "vision.layers.3": 8,
         "vision.layers.4": 8,
         "connector": 8,
+        "language.layers.0": 8,
+        "language.layers.1": 8,
+        "language.layers.2": 8,
     }
 
 

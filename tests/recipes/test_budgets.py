@@ -40,7 +40,7 @@ def test_the_two_conventions_of_fastv(deep: Geometry, layer: int, average: int, 
 
 
 def test_before_the_language_model_the_mean_is_the_count(deep: Geometry) -> None:
-    for method in ("vtc_cls", "tome", "prune_and_merge"):
+    for method in ("vtc_cls", "divprune", "prune_and_merge"):
         assert resolved(deep, method, avg_tokens=100) == 100
 
 

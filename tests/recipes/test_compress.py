@@ -9,6 +9,7 @@ from models import TOTAL, build, write
 import tokcarve
 from tokcarve.passes.errors import MethodError, SampleError
 from tokcarve.recipes.artifact import last, read_artifact
+from tokcarve.recipes.carve import carve as recarve
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,14 @@ def test_assumed_counts_are_said_to_be_assumed(base: str, tmp_path: Path) -> Non
     found = read_artifact(carve(base, tmp_path, method="flowcut", tokens=16)).manifest
     assert found.calibration is None
     assert any("assumed, not calibrated" in line for line in found.not_checked)
+
+
+def test_parameters_with_several_values_come_back(base: str, tmp_path: Path) -> None:
+    params = {"layers": [0], "ratios": [0.5]}
+    found = read_artifact(carve(base, tmp_path, method="vflowopt", tokens=16, params=params))
+    assert (found.recipe.method.parameters["layers"], found.manifest.method.params["ratios"]) == ((0,), (0.5,))
+    schedule = recarve(build("qwen2", "clip", vision_layers=5, text_layers=2), found).schedule
+    assert [(record.site, record.keep) for record in schedule] == [("connector", 32), ("language.layers.0", 16)]
 
 
 def test_a_mean_over_the_layers_is_the_count_that_enters(base: str, tmp_path: Path) -> None:

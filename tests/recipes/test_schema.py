@@ -48,7 +48,7 @@ def test_a_dumped_recipe_is_complete() -> None:
     recipe = parse_recipe({"model": "tiny", "method": {"name": "flowcut"}, "budget": {"keep": 0.11}}, "here")
     assert dump_recipe(recipe) == (
         "format: 1\nmodel: tiny\nmethod:\n  name: flowcut\n  form: static\n  ema: 0.5\n  interval: 2\n"
-        "  assumed_entropy: 0.9\nbudget:\n  keep: 0.11\npositions: renumbered\n"
+        "  assumed_entropy: 0.9\n  language_stage: false\nbudget:\n  keep: 0.11\npositions: renumbered\n"
     )
 
 
@@ -63,7 +63,8 @@ calibration: {count: "3", sample: scenes}
     assert _faults(tmp_path, text) == [
         "method.form: Input should be 'static', 'exact' or 'single', got 'dynamic'",
         "method.ema: Input should be less than or equal to 1, got 2",
-        "method.emaa: unknown key, did you mean 'ema'; keys here are name, form, ema, interval, assumed_entropy",
+        "method.emaa: unknown key, did you mean 'ema'; keys here are name, form, ema, interval, "
+        "assumed_entropy, language_stage",
         "budget.keep: Input should be less than or equal to 1, got 1.5",
         "calibration.count: Input should be a valid integer, got '3'",
         "calibration.sample: unknown key, did you mean 'samples'; keys here are samples, count, seed",

@@ -15,10 +15,11 @@ from tokcarve.passes import families
 from tokcarve.passes.calibrate import observe
 from tokcarve.passes.choose import alive_after, order, top_in_order
 from tokcarve.passes.errors import MethodError
+from tokcarve.passes.flow import drop_count, entropy_ratio, shares
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import rewrite
-from tokcarve.passes.methods.flowcut import FlowCut, drop_count, entropy_ratio, shares
+from tokcarve.passes.methods.flowcut import FlowCut
 from tokcarve.passes.stage import Frozen, Outcome, Signals
 
 GOLDENS = Path(__file__).parents[2] / "goldens"

@@ -17,11 +17,19 @@ PLACELESS: dict[str, dict[str, Any]] = {
     "vtc_cls": {},
     "flowcut": {"form": "single"},
     "divprune": {},
-    "todre": {},
+    "todre": {"exit": False},
     "cdpruner": {},
     "recoverable": {},
 }
-PLACED = ("hiprune", "visionzip", "visiondrop", "holov", "vflowopt", "tome", "turbo")
+PLACED: dict[str, dict[str, Any]] = {
+    "hiprune": {"alpha": 1.0},
+    "visionzip": {},
+    "visiondrop": {"scope": "encoder"},
+    "holov": {},
+    "vflowopt": {"cell": 2.5, "scope": "first"},
+    "tome": {},
+    "turbo": {},
+}
 
 
 def signals(seed: int) -> dict[str, Tensor]:
@@ -80,4 +88,4 @@ def test_shuffled_patches_are_kept_shuffled(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLACED)
 def test_methods_that_know_places_do_not(name: str) -> None:
-    assert not follows(name, {"cell": 2.5} if name == "vflowopt" else {"alpha": 1.0} if name == "hiprune" else {})
+    assert not follows(name, PLACED[name])

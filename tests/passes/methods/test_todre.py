@@ -1,12 +1,14 @@
-"""ToDRE: directions worked by hand, a plain loop, its pivot, and what it refuses."""
+"""ToDRE: directions worked by hand, a plain loop, its pivot, its late exit, and what it refuses."""
 
 import numpy as np
 import pytest
 import torch
 from goldens_support import GOLDENS, IMAGES, carved, golden_inputs
+from greedy import answer
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build, pictures
+from layerwise import embedded, greedy, ran, said
+from models import IMAGE, TOTAL, build, config, pictures, prompt
 from torch import Tensor
 from watcher import Watcher
 
@@ -111,3 +113,45 @@ def test_a_tower_without_cls_is_refused() -> None:
     graphs = families.capture(build("llama", "siglip"))
     with pytest.raises(MethodError, match="no \\[CLS\\] token"):
         rewrite(graphs, ToDRE().stages(graphs.geometry, 10, None))
+
+
+@pytest.mark.parametrize(("layers", "site"), [(32, 27), (28, 23), (8, 6), (6, 4), (3, 1), (2, 0)])
+def test_late_layers_see_text_alone(layers: int, site: int) -> None:
+    *chosen, last = ToDRE().stages(families.geometry(config(text_layers=layers)), 16, None)
+    assert [(stage.how, stage.keep) for stage in chosen] == [("observe", TOTAL), ("choose", 16)]
+    assert (last.site, last.how, last.positions) == (f"language.layers.{site}", "exit", "original")
+
+
+def test_without_the_exit_the_language_model_drops_nothing() -> None:
+    geometry = families.geometry(config(text_layers=1))
+    assert [stage.site for stage in ToDRE(exit=False).stages(geometry, 16, None)] == ["vision.layers.4", "connector"]
+    with pytest.raises(MethodError, match="behind layer -1"):
+        ToDRE().stages(geometry, 16, None)
+    for exits in (True, False):
+        assert ToDRE(exit=exits).stages(families.geometry(config()), TOTAL, None) == ()
+
+
+def test_the_exit_hides_the_image_from_later_layers() -> None:
+    model, pixels = build(text_layers=8), pictures(2)
+    graphs = families.capture(model)
+    whole, result = (rewrite(graphs, ToDRE(exit=e).stages(graphs.geometry, 10, None)).graphs for e in (False, True))
+    ids, lengths = prompt([7, 11], visual=10)
+    with torch.no_grad():
+        seen, stays = result.see(pixels), whole.see(pixels)
+        read, _ = result.read(ids, seen, lengths)
+    assert torch.equal(seen.features, stays.features)
+    assert [key.shape[2] for key in read.keys] == [21] * 7 + [11]
+    _, spoken = answer(result, seen, ids, lengths, 5)
+    for i, length in enumerate(lengths.tolist()):
+        rows, image = embedded(model, ids[i, :length], seen.features[i], IMAGE)
+
+        def full(rows: Tensor, image: slice = image) -> Tensor:
+            places = torch.arange(len(rows))
+            middle, _ = ran(model, range(7), rows, places)
+            return said(model, ran(model, [7], middle, places, hidden=image)[0])
+
+        logits = full(rows)[[*range(image.start), *range(image.stop, length)]]
+        torch.testing.assert_close(read.logits[i, : len(logits)], logits, atol=1e-4, rtol=0)
+        assert spoken[i].tolist() == greedy(model, lambda rows, full=full: full(rows)[-1], rows, 5)
+    shown, _ = answer(whole, stays, ids, lengths, 1)
+    assert (shown - answer(result, seen, ids, lengths, 1)[0]).abs().amax() > 1e-2

@@ -1,6 +1,5 @@
 """VFlowOpt: the recorded importance and entropy, recycling by hand and against a plain loop, and what it refuses."""
 
-import dataclasses
 import itertools
 
 import pytest
@@ -16,7 +15,8 @@ from tokcarve.passes import families
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.insert import rewrite
-from tokcarve.passes.methods.vflowopt import VFlowOpt, entropy, grey, importance, recycled
+from tokcarve.passes.methods.vflowopt import VFlowOpt
+from tokcarve.passes.recycling import cells_of, entropy, grey, importance, recycled
 from tokcarve.passes.stage import Outcome
 from tokcarve.passes.taps import Attention
 
@@ -115,9 +115,7 @@ class TestImportance:
 
 def toy(cell: float = 2.0, side: int = 4) -> Tensor:
     """The cells of a tower of side x side patches."""
-    geometry = families.capture(build()).geometry
-    small = dataclasses.replace(geometry.vision, grid=(side, side))
-    return VFlowOpt(cell=cell).cells(dataclasses.replace(geometry, vision=small, total=side * side))
+    return cells_of((side, side), cell)
 
 
 def weighed(made: Outcome, total: int) -> Tensor:
@@ -201,7 +199,7 @@ def test_every_cell_holds_patches_and_every_patch_is_in_one(side: int, cell: flo
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_the_graph_recycles_behind_the_connector(tower: Tower) -> None:
     graphs = families.capture(build("llama", tower))
-    method = VFlowOpt(threshold=1.2, cell=4.0)
+    method = VFlowOpt(threshold=1.2, cell=4.0, scope="first")
     watcher = Watcher(rewrite(graphs, method.stages(graphs.geometry, 16, None)).graphs.vision)
     last = graphs.geometry.vision.layers_used - 1
     with torch.no_grad():
@@ -210,7 +208,7 @@ def test_the_graph_recycles_behind_the_connector(tower: Tower) -> None:
     maps, prefix = watcher.seen[f"select_attention_l{last}"], graphs.geometry.vision.prefix
     score = watcher.seen[f"select_rule_l{last}"]["importance"]
     assert torch.equal(score, importance(maps[:, prefix:, prefix:], 1.2))
-    made = recycled(score, method.cells(graphs.geometry), 16)
+    made = recycled(score, cells_of((8, 8), 4.0), 16)
     assert torch.equal(kept["connector"], made["index"])
     torch.testing.assert_close(features, weighed(made, TOTAL) @ whole, atol=1e-5, rtol=0)
 
@@ -218,7 +216,9 @@ def test_the_graph_recycles_behind_the_connector(tower: Tower) -> None:
 @pytest.mark.parametrize("alpha", [0.5, -0.5])
 def test_alpha_reads_the_pixels_and_changes_what_stays(alpha: float) -> None:
     graphs = families.capture(build())
-    plain, weighed_ = (VFlowOpt(cell=4.0, alpha=a).stages(graphs.geometry, 16, None) for a in (0.0, alpha))
+    plain, weighed_ = (
+        VFlowOpt(cell=4.0, alpha=a, scope="first").stages(graphs.geometry, 16, None) for a in (0.0, alpha)
+    )
     assert [stage.reads for stage in plain] == [("attention",), ()]
     assert [stage.reads for stage in weighed_] == [("attention", "pixels"), ()]
     maps = torch.softmax(torch.randn(2, TOTAL + 1, TOTAL + 1, generator=torch.Generator().manual_seed(0)), dim=2)
@@ -234,7 +234,10 @@ def test_alpha_reads_the_pixels_and_changes_what_stays(alpha: float) -> None:
 
 def test_fewer_tokens_than_cells_are_refused() -> None:
     geometry = families.capture(build()).geometry
-    assert len(VFlowOpt(cell=2.0).stages(geometry, 16, None)) == 2
-    with pytest.raises(MethodError, match=r"cell=2.0 recycles into 16 tokens, and 15 were asked for; keep 16 or more"):
-        VFlowOpt(cell=2.0).stages(geometry, 15, None)
-    assert VFlowOpt(cell=2.0).stages(geometry, TOTAL, None) == ()
+    for scope, least in (("first", 16), ("all", 14)):
+        method = VFlowOpt(cell=2.0, scope=scope)  # type: ignore[arg-type]
+        assert method.stages(geometry, least, None)[1].keep == 16
+        words = rf"cell=2.0 recycles into 16 tokens, and {least - 1} were asked for; keep {least} or more"
+        with pytest.raises(MethodError, match=words):
+            method.stages(geometry, least - 1, None)
+        assert method.stages(geometry, TOTAL, None) == ()

@@ -29,7 +29,7 @@ def clip_l() -> Geometry:
 )
 def test_one_in_eight_is_folded(total: int, tokens: int, contextual: int, step: int) -> None:
     geometry = clip_l() if total == 576 else families.geometry(config())
-    (stage,) = VisionDrop(order="published").stages(geometry, tokens, None)
+    (stage,) = VisionDrop(scope="encoder", order="published").stages(geometry, tokens, None)
     attention = torch.zeros(1, 1, total + 1)
     # the last patches are dominant, so that the rest counts from 0
     attention[:, :, 1 + total - (tokens - contextual - 1) :] = 1
@@ -43,7 +43,7 @@ def test_one_in_eight_is_folded(total: int, tokens: int, contextual: int, step: 
 @pytest.mark.parametrize("tokens", range(1, TOTAL))
 def test_every_count_is_served(tokens: int) -> None:
     geometry = families.geometry(config())
-    (stage,) = VisionDrop().stages(geometry, tokens, None)
+    (stage,) = VisionDrop(scope="encoder").stages(geometry, tokens, None)
     attention = torch.rand(2, 3, TOTAL + 1, generator=torch.Generator().manual_seed(0))
     outcome = stage.rule({"cls_attention": attention, "keys": attention.unsqueeze(3)}, {})
     index = outcome["index"]
@@ -56,7 +56,7 @@ def test_it_is_visionzip_with_another_share() -> None:
     with torch.no_grad():
         drop, zip_ = (
             rewrite(graphs, method.stages(graphs.geometry, 16, None)).graphs.vision(pictures(2))[0]
-            for method in (VisionDrop(), VisionZip(contextual=1 / 8))
+            for method in (VisionDrop(scope="encoder"), VisionZip(contextual=1 / 8))
         )
     assert torch.equal(drop, zip_)
 
@@ -64,7 +64,7 @@ def test_it_is_visionzip_with_another_share() -> None:
 def test_a_tower_without_cls_is_refused() -> None:
     graphs = families.capture(build("llama", "siglip"))
     with pytest.raises(MethodError, match=r"this siglip tower has no \[CLS\] token"):
-        rewrite(graphs, VisionDrop().stages(graphs.geometry, 16, None))
+        rewrite(graphs, VisionDrop(scope="encoder").stages(graphs.geometry, 16, None))
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +74,12 @@ def golden() -> Recorded:
 
 @pytest.mark.parametrize("budget", ENTERS)
 def test_it_folds_as_its_authors_code_folds(golden: Recorded, budget: int) -> None:
-    """What enters the language model; the recorded answers belong to the whole method, with its later cuts."""
+    """What enters the language model; its later cuts are in test_visiondrop_language.py."""
     name, tokens = str(budget), ENTERS[budget]
     assert all(golden.trusted(i, name) for i in IMAGES), "the recorded cuts have no near ties"
     dominant, contextual = golden.get(0, name, "schedule")[0].tolist()
     assert dominant + contextual == tokens
-    watcher = Watcher(carved(VisionDrop(order="published"), tokens).graphs.vision)
+    watcher = Watcher(carved(VisionDrop(scope="encoder", order="published"), tokens).graphs.vision)
     with torch.no_grad():
         features, found = watcher.run(golden_inputs()[0])
     assert (found[SITE][:, 0] == -1).all()
@@ -97,7 +97,7 @@ def test_it_folds_as_its_authors_code_folds(golden: Recorded, budget: int) -> No
 
 def test_the_comparison_has_power(golden: Recorded) -> None:
     recorded = golden.stack("64", "feat")
-    for method in (VisionDrop(), VisionZip(order="published")):
+    for method in (VisionDrop(scope="encoder"), VisionZip(order="published")):
         with torch.no_grad():
             features, _ = carved(method, 96).graphs.vision(golden_inputs()[0])
         assert ((features - recorded).abs().amax(dim=(1, 2)) > 0.05).all(), method
