@@ -70,9 +70,10 @@ def _print(made: "Profile") -> None:
     title = "milliseconds (p50, p95), and the gain beside what FLOPs make possible"
     print_table(title, columns, [_row(name, made.stages[key]) for key, name in _ROWS.items()])
     counts = made.record()
-    share = made.selector_ms / made.stages["encoder"].pruned.p50
+    share = made.selector_ms / sum(made.stages[name].pruned.p50 for name in ("encoder", "prefill"))
     sizes = {
-        "visual tokens": counts["tokens"],
+        "tokens entering": counts["tokens"],
+        "mean over layers": counts["tokens_mean"],
         "encoder GFLOP": {side: _giga(made, side, "vision") for side in (0, 1)},
         "prefill GFLOP": {side: _giga(made, side, "prefill") for side in (0, 1)},
         "KV MiB": counts["memory"]["kv_mib"],
@@ -84,7 +85,7 @@ def _print(made: "Profile") -> None:
     print_facts(
         "measured",
         {
-            "selector": f"{made.selector_ms:.3f} ms, {share:.2%} of the encoder",
+            "selector": f"{made.selector_ms:.3f} ms, {share:.2%} of encoder and prefill",
             "end to end": f"{made.max_new} new tokens, batch {made.face.batch}, {made.face.max_text} text rows",
             "machine": f"{machine.cpu}, {machine.cores} cores, load {machine.load:.1f}",
             "runtime": f"ONNX Runtime {machine.onnxruntime} on {machine.provider}, {machine.dtype}",

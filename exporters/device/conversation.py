@@ -105,8 +105,8 @@ class Conversation:
             needed = len(fed) + max_new - 1
             if needed > self.voice.room:
                 raise PromptError(
-                    f"turn {len(self.said) + 1} takes up to {needed} rows of the caches, which have {self.voice.room} left; "
-                    f"ask for fewer tokens, or export again with a larger --max-new"
+                    f"turn {len(self.said) + 1} takes up to {needed} rows of the caches, and {self.voice.room} are "
+                    "left; ask for fewer tokens, or export again with a larger --max-new"
                 )
             for token in fed:
                 latest = self.voice.say(token)

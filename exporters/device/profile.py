@@ -7,7 +7,8 @@ and text is the same for both sides and left out. Peak memory is measured in two
 
 `Profile.record()` is the JSON of `tokcarve profile --json`:
 
-    format 1, artifact, batch, max_text, max_new, warm_up, repeats, tokens {pruned, unpruned},
+    format 1, artifact, batch, max_text, max_new, warm_up, repeats, tokens {pruned, unpruned} that enter the
+        language model, tokens_mean {pruned, unpruned} over its layers,
     machine {cpu, cores, load, threads, provider, fell_back, onnxruntime, dtype},
     stages {encoder, embedding, prefill, decode, first_token, end_to_end}:
         pruned, unpruned {p50_ms, p95_ms, mean_ms, min_ms}, speedup (of the p50), predicted (by FLOPs, or null),
@@ -58,6 +59,7 @@ class Profile:
     selector_shares: Mapping[str, float]
     memory: tuple[Memory, Memory]
     kv_mib: tuple[float, float]
+    tokens_mean: tuple[float, float]
     flops: tuple[Flops, Flops]
     prefill_conventions: tuple[Mapping[str, int], Mapping[str, int]]
 
@@ -91,6 +93,7 @@ class Profile:
             "warm_up": self.warm_up,
             "repeats": self.repeats,
             "tokens": _sided([self.face.pruned.tokens, self.face.baseline.tokens]),
+            "tokens_mean": _sided(self.tokens_mean),
             "machine": self.machine.record(),
             "stages": {name: stage.record() for name, stage in self.stages.items()},
             "selector": {
@@ -162,6 +165,7 @@ def profile(
         selector_shares=bench.shares,
         memory=memory,
         kv_mib=(kv[0], kv[1]),
+        tokens_mean=(_mean(rows[0]), _mean(rows[1])),
         flops=(flops[0], flops[1]),
         prefill_conventions=(named[0], named[1]),
     )
@@ -185,9 +189,13 @@ def _memory(artifact: Path, threads: int | None, tick: Tick) -> tuple[Memory, Me
 
 
 def _rows(record: OrtFace, schedule: Sequence[Cut], side: Side) -> Rows:
-    """What each part of a side computes; the language model's rows are those of the exported graphs."""
+    """What each part of a side computes; a layer may store fewer rows than it computed."""
     cuts = () if side is record.baseline else schedule
-    return replace(rows_of(record.geometry, cuts, record.max_text), text=side.rows)
+    return rows_of(record.geometry, cuts, record.max_text)
+
+
+def _mean(rows: Rows) -> float:
+    return sum(rows.text) / len(rows.text) - rows.text_only
 
 
 def _flops(record: OrtFace, rows: Rows, side: Side) -> Flops:

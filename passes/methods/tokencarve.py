@@ -94,9 +94,7 @@ class TokenCarve(Method):
             )
 
         def rule(signals: Signals, carry: Carry) -> Outcome:
-            seen, given = rank(signals["last_attention"].mean(dim=1)), rank(self.contributions(signals["states"]))
-            points = self.weight * (total - seen) + (1 - self.weight) * (total - given)
-            return carving(points, signals["states"], tokens)
+            return carving(self.points(signals), signals["states"], tokens)
 
         return (
             Stage(
@@ -108,6 +106,12 @@ class TokenCarve(Method):
                 cuts_cache=True,
             ),
         )
+
+    def points(self, signals: Signals) -> Float[Tensor, "batch n"]:
+        """Both ranks of every token, weighed, as points from n down."""
+        seen, given = rank(signals["last_attention"].mean(dim=1)), rank(self.contributions(signals["states"]))
+        total = seen.shape[1]
+        return self.weight * (total - seen) + (1 - self.weight) * (total - given)
 
     def contributions(self, states: Float[Tensor, "batch n hidden"]) -> Float[Tensor, "batch n"]:
         """What every token adds to the spectrum of all, by `contribution`."""

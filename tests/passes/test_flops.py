@@ -36,6 +36,7 @@ class Stage:
     site: str
     keep: int
     how: str = "choose"
+    neurons: int | None = None
 
 
 def test_small_model_by_hand() -> None:

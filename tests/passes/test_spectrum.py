@@ -33,10 +33,8 @@ def test_after_all_rounds_only_rounding_is_left(n: int, width: int, falling: flo
 
 def test_rounds_matter() -> None:
     rows = drawn(96, 32, 1.0)
-    errors = [
-        float((along_singular(rows, rounds).double() / expected(rows) - 1).abs().max()) for rounds in (0, 8, 16, 40)
-    ]
-    assert errors == sorted(errors, reverse=True) and errors[1] > 0.05 and errors[3] < 3e-6
+    errors = [float((along_singular(rows, rounds).double() / expected(rows) - 1).abs().max()) for rounds in (0, 8, 40)]
+    assert errors[0] > 0.5 and 0.5 > errors[1] > 0.02 and errors[2] < 3e-6
 
 
 @pytest.mark.parametrize(("n", "width"), [(40, 16), (16, 40)])

@@ -17,6 +17,7 @@ class Stage:
     site: str
     keep: int
     how: str = "choose"
+    neurons: int | None = None
 
 
 SCHEDULE = (Stage("vision.layers.0", 4), Stage("language.layers.0", 2))
