@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tokcarve.recipes.manifest import Manifest
     from tokcarve.recipes.schema import Recipe
 
-__all__ = ["compress", "manifest_facts", "recipe_from_flags"]
+__all__ = ["compress", "manifest_facts", "print_schedule", "recipe_from_flags"]
 
 
 def compress(
@@ -94,6 +94,13 @@ def manifest_facts(manifest: "Manifest") -> dict[str, Any]:
     }
 
 
+def print_schedule(manifest: "Manifest") -> None:
+    """Every stage in a table, unless there is none."""
+    rows = [(s.site, s.total, s.keep, s.how, s.positions or "") for s in manifest.schedule]
+    if rows:
+        print_table("schedule", ("site", "tokens before", "after", "how", "positions"), rows)
+
+
 def _from_file(name: str, model: str | None, given: dict[str, Any]) -> "Recipe":
     from tokcarve.recipes.files import load_recipe, shipped_recipes
 
@@ -144,8 +151,6 @@ def _plain(manifest: "Manifest") -> dict[str, Any]:
 
 def _print(place: Path, manifest: "Manifest", *, written: bool) -> None:
     print_facts(f"{place}" if written else f"{place} (dry run: nothing was written)", manifest_facts(manifest))
-    rows = [(stage.site, stage.total, stage.keep, stage.how) for stage in manifest.schedule]
-    if rows:
-        print_table("schedule", ("site", "tokens before", "after", "how"), rows)
+    print_schedule(manifest)
     if written:
         print_line(f"next: tokcarve export {place}")

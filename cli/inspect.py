@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokcarve.cli.compress import manifest_facts
+from tokcarve.cli.compress import manifest_facts, print_schedule
 from tokcarve.cli.output import emit_json, print_facts, print_line, print_table
 
 if TYPE_CHECKING:
@@ -44,12 +44,13 @@ def inspect(
         emit_json("inspect", fields)
         return
     print_facts(str(found.directory), manifest_facts(found.manifest))
-    stages = [(stage.site, stage.total, stage.keep, stage.how) for stage in found.manifest.schedule]
-    if stages:
-        print_table("schedule", ("site", "tokens before", "after", "how"), stages)
+    print_schedule(found.manifest)
     print_table("vision graph", ("node", "kind", "before", "after"), _side_by_side(**graphs["vision"]))
+    whole, carved = graphs["language"]["before"], graphs["language"]["after"]
+    if whole != carved:
+        print_table("language graph", ("node", "kind", "before", "after"), _side_by_side(whole, carved))
     rows = found.manifest.kv_rows
-    print_line(f"language graph: {len(graphs['language']['after'])} nodes, visual rows per layer {_runs(rows)}")
+    print_line(f"language graph: {len(carved)} nodes, visual rows that each layer stores {_runs(rows)}")
 
 
 def _side_by_side(before: "list[NodeRow]", after: "list[NodeRow]") -> list[tuple[Any, ...]]:

@@ -146,6 +146,22 @@ def test_onnx_runtime_says_the_same(case: Case) -> None:
     assert np.stack(said, axis=1).tolist() == case.tokens.tolist()
 
 
+@pytest.mark.parametrize("name", ["pyramiddrop", "tokencarve"])
+def test_hundreds_of_tokens(name: str) -> None:
+    """Where positions are renumbered in every stage, and where caches of earlier layers are cut."""
+    method, params, tokens = CASES[name][0]
+    graphs = plain()
+    stages = list(METHODS[method](**params).stages(graphs.geometry, tokens, None))
+    carved = rewrite(graphs, stages).graphs
+    ids, lengths = prompt([9], visual=TOTAL, seed=1)
+    with torch.no_grad():
+        seen = carved.see(pictures(1, seed=4))
+        embeds, _ = carved.embedding(ids, seen.features)
+    _, said = answer(carved, seen, ids, lengths, 300, room=320)
+    ragged = Ragged(build("llama", text_layers=LAYERS), stages).say(embeds[0], 3, TOTAL, 300)
+    assert said[0].tolist() == ragged.tokens and len(set(ragged.tokens)) > 20
+
+
 def session(graphs: TokenGraphs, piece: Any) -> Any:
     model = build("llama", text_layers=LAYERS)
     names = {"input_names": piece.input_names, "output_names": piece.output_names, "names": weight_names(model)}

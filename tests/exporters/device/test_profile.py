@@ -78,7 +78,8 @@ def test_the_selector_is_a_part_of_the_encoder(measured: tuple[Profile, list[str
 def test_the_record_is_json_of_the_documented_shape(measured: tuple[Profile, list[str]]) -> None:
     record = json.loads(json.dumps(measured[0].record(), allow_nan=False))
     assert list(record) == [
-        "format", "artifact", "batch", "max_text", "max_new", "warm_up", "repeats", "tokens", "machine", "stages",
+        "format", "artifact", "batch", "max_text", "max_new", "warm_up", "repeats", "tokens", "tokens_mean",
+        "machine", "stages",
         "selector", "memory", "flops", "verdict", "warnings",
     ]  # fmt: skip
     assert record["tokens"] == {"pruned": 4, "unpruned": TOTAL}
