@@ -35,15 +35,15 @@ HEADER = (
 KINDS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
-def inputs(session: Any, start: int = 4) -> dict[str, np.ndarray]:
-    """Seeded inputs of a prefill or decode graph whose prompts fill every row."""
+def inputs(session: Any, rows: int, start: int = 4) -> dict[str, np.ndarray]:
+    """Seeded inputs of a prefill or decode graph whose prompts fill all of its `rows`."""
     draw = np.random.default_rng(0)
     given = {}
     for one in session.get_inputs():
         kind = KINDS[one.type]
         made = draw.standard_normal(one.shape) if kind is np.float32 else np.zeros(one.shape)
         given[one.name] = made.astype(kind)
-    given["prompt_lengths"] += 576 + MAX_TEXT
+    given["prompt_lengths"] += rows
     if "position_ids" in given:
         given["position_ids"] += np.arange(given["position_ids"].shape[1])
     if "visual_start" in given:
@@ -80,7 +80,7 @@ def measure(method: str, plain: TokenGraphs, model: Any, paths: dict[str, Path],
             write_graph(part, graphs, model, entering, weights, mine, options.max_new)
             weights.flush()
             sessions = [open_graph(one, threads=options.threads) for one in (mine, paths[part])]
-            given = [inputs(one) for one in sessions]
+            given = [inputs(one, n + MAX_TEXT) for one, n in zip(sessions, (entering, geometry.total), strict=True)]
             if part == "decode":
                 kv = sum(one.nbytes for name, one in given[0].items() if name.startswith("past_key_values."))
             ways = [lambda _, s=s, g=g: s.run(None, g) for s, g in zip(sessions, given, strict=True)]
