@@ -50,7 +50,7 @@ def inspect(
     if whole != carved:
         print_table("language graph", ("node", "kind", "before", "after"), _side_by_side(whole, carved))
     rows = found.manifest.kv_rows
-    print_line(f"language graph: {len(carved)} nodes, visual rows that each layer stores {_runs(rows)}")
+    print_line(f"language graph: {len(carved)} nodes, visual rows per layer {_runs(rows)}")
 
 
 def _side_by_side(before: "list[NodeRow]", after: "list[NodeRow]") -> list[tuple[Any, ...]]:

@@ -135,7 +135,7 @@ class TestSitesInside:
 
     @pytest.mark.parametrize("site", ["vision.layers.5.attention", "connector.attention", "pixels.attention"])
     def test_a_layer_that_is_not_there_is_refused(self, graphs: TokenGraphs, site: str) -> None:
-        with pytest.raises(MethodError, match=f"no site '{site}' in this graph"):
+        with pytest.raises(MethodError, match=f"no site '{site}' in this model"):
             rewrite(graphs, [cut(site, 9)])
 
 

@@ -47,6 +47,13 @@ def test_the_directions_are_orthogonal_and_lengths_stay(n: int, width: int) -> N
     torch.testing.assert_close((matrix @ basis).norm(dim=2), matrix.norm(dim=2), atol=0, rtol=1e-5)
 
 
+def test_a_few_large_directions_do_not_hold_the_others_back() -> None:
+    draw = torch.Generator().manual_seed(0)
+    large = torch.randn(2, 96, 4, generator=draw) @ torch.randn(2, 4, 48, generator=draw)
+    rows = large + 0.02 * torch.randn(2, 96, 48, generator=draw)
+    torch.testing.assert_close(along_singular(rows, 30).double(), expected(rows), atol=0, rtol=1e-5)
+
+
 def test_turning_all_rows_changes_nothing() -> None:
     rows = drawn(24, 12, 1.0)
     turn = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(1))).Q

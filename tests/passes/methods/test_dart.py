@@ -118,7 +118,7 @@ class TestChoice:
     def test_lengths_of_keys_and_states_do_not_matter(self) -> None:
         given = signals()
         stage = stage_of(7, image_pivots=2, text_pivots=2)
-        scaled = {name: (3.0 if "keys" in name else 0.2) * value for name, value in given.items()}
+        scaled = {name: (3.0 if "keys" in name else 200.0) * value for name, value in given.items()}
         assert torch.equal(stage.rule(given, {})["score"], stage.rule(scaled, {})["score"])
 
     @pytest.mark.parametrize("tokens", [4, 5, 9, 12, 31])

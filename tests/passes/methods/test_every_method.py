@@ -1,6 +1,7 @@
 """What every method must do, whatever it is: the matrix a new method joins by its line in CASES."""
 
 import dataclasses
+import functools
 import importlib
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tokcarve.passes import families, methods
 from tokcarve.passes.calibrate import tokens_at
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.graph import Seen, TokenGraphs, all_kept, thread, visual_start
-from tokcarve.passes.insert import RewriteResult, rewrite
+from tokcarve.passes.insert import RewriteResult, in_language, rewrite
 from tokcarve.passes.invariants import check_carved, rows_after
 from tokcarve.passes.methods import METHODS
 from tokcarve.passes.stage import Frozen, Method, Stage
@@ -66,8 +67,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS} | VARIANTS
 LAYERS = 8
 EASY = 16  # a count that every method reaches on every tower it serves
-LEAVING = ("dyvte",)  # methods that drop nothing before all tokens leave
-WHOLE = ("none", *LEAVING)  # serve no count but all
+# what methods do that serve no count but all: nothing, or no less to the answers than if they dropped tokens
+WHOLE: dict[str, list[str]] = {"none": [], "dyvte": ["exit"], "redundancylens": ["lean"] * (LAYERS // 2)}
 UNSORTED = ("sparsevlm", "visiondrop")  # merged tokens stand behind the kept ones
 # taps that hear the question
 ASKED = {
@@ -100,7 +101,7 @@ def planned(case: str, graphs: TokenGraphs, tokens: int, frozen: Frozen | None =
     method = method_of(case)
     fit = method.fit(graphs.geometry, tokens)
     if fit is not None:
-        fit.add(tokens_at(families.capture(model(graphs.geometry.vision.kind)), fit.site, pictures(4, seed=9)))
+        fit.add(tokens_at(families.capture(model(case, graphs.geometry.vision.kind)), fit.site, pictures(4, seed=9)))
         frozen = Frozen(tensors=fit.solve())
     return method.stages(graphs.geometry, tokens, frozen)
 
@@ -110,9 +111,19 @@ def hears(stages: tuple[Stage, ...]) -> bool:
     return any(tap in ASKED for stage in stages for tap in stage.reads)
 
 
-def model(tower: Tower = "clip", dtype: torch.dtype = torch.float32) -> Any:
-    """A small model with layers enough for methods that cut several times in the language model."""
-    return build("llama", tower, dtype=dtype, text_layers=LAYERS)
+@functools.cache
+def inside(case: str) -> bool:
+    """Whether a case does anything in the language model."""
+    geometry = families.capture(build("llama", text_layers=LAYERS)).geometry
+    method = method_of(case)
+    if case == "none" or method.fit(geometry, EASY) is not None:
+        return False
+    return any(in_language(stage.site) for stage in method.stages(geometry, easy(case), None))
+
+
+def model(case: str, tower: Tower = "clip", dtype: torch.dtype = torch.float32) -> Any:
+    """A small model, with layers enough for methods that cut several times in the language model."""
+    return build("llama", tower, dtype=dtype, text_layers=LAYERS if inside(case) else 3)
 
 
 def carve(case: str, tower: Tower, tokens: int, dtype: torch.dtype = torch.float32) -> RewriteResult:
@@ -121,7 +132,7 @@ def carve(case: str, tower: Tower, tokens: int, dtype: torch.dtype = torch.float
         pytest.skip("reads the [CLS] row, and a SigLIP tower has none")
     if case == "none" and tokens != TOTAL:
         pytest.skip("reduces nothing")
-    graphs = families.capture(model(tower, dtype))
+    graphs = families.capture(model(case, tower, dtype))
     try:
         stages = planned(case, graphs, tokens)
     except MethodError as error:
@@ -140,7 +151,7 @@ def prompts(batch: int, visual: int = 1) -> tuple[Tensor, Tensor]:
 @dataclasses.dataclass
 class Ran:
     """Features that enter the language model, logits [batch, vocab] of the last row, ids kept at the end, and rows of
-    text and visual tokens in the last layer."""
+    text and visual tokens in the last layer. The language model runs only for what does something there."""
 
     features: Tensor
     logits: Tensor
@@ -149,7 +160,7 @@ class Ran:
 
 
 @torch.no_grad()
-def run(graphs: TokenGraphs, pixels: Tensor, only: int | None = None) -> Ran:
+def run(graphs: TokenGraphs, pixels: Tensor, case: str, only: int | None = None) -> Ran:
     """Both graphs on a batch, or on one of its images alone with its prompt unpadded."""
     tokens = thread(graphs.vision).count
     asked, prompted = prompts(pixels.shape[0]), prompts(pixels.shape[0], tokens)
@@ -157,6 +168,9 @@ def run(graphs: TokenGraphs, pixels: Tensor, only: int | None = None) -> Ran:
         at = slice(only, only + 1)
         pixels, asked, prompted = (pixels[at], *((ids[at, : n[only]], n[at]) for ids, n in (asked, prompted)))
     seen = graphs.see(pixels, *asked)
+    if not inside(case):
+        kept = list(seen.kept.values()) or [torch.arange(TOTAL).expand(pixels.shape[0], -1)]
+        return Ran(seen.features, seen.features.flatten(1), kept[-1], prompted[0].shape[1])
     read, _ = graphs.read(prompted[0], seen, prompted[1], given(graphs, pixels.shape[0]))
     kept = list(all_kept(seen, read).values())
     dropped = prompted[0].shape[1] - read.logits.shape[1]
@@ -181,6 +195,9 @@ def watched(graphs: TokenGraphs, pixels: Tensor, kind: type[Any]) -> list[Any]:
     batch, tokens = pixels.shape[0], thread(graphs.vision).count
     vision, language = kind(graphs.vision), kind(graphs.language)
     with torch.no_grad():
+        if not graphs.language_inputs:
+            vision.run(pixels, *(prompts(batch) if graphs.reads_text else ()))
+            return [vision]
         seen = Seen(*vision.run(pixels, *(prompts(batch) if graphs.reads_text else ())))
         ids, lengths = prompts(batch, tokens)
         embeds, positions = graphs.embedding(ids, seen.features)
@@ -195,7 +212,7 @@ def watched(graphs: TokenGraphs, pixels: Tensor, kind: type[Any]) -> list[Any]:
 def test_exactly_the_budget_is_left(case: str, tower: Tower, tokens: int) -> None:
     result = carve(case, tower, tokens)
     check_carved(result.graphs, result.schedule)
-    ran = run(result.graphs, pictures(2))
+    ran = run(result.graphs, pictures(2), case)
     ids = ran.ids
     entering = rows_after(result.graphs, result.schedule)["connector"]
     assert ran.features.shape == (2, entering, 48)
@@ -215,16 +232,16 @@ def test_exactly_the_budget_is_left(case: str, tower: Tower, tokens: int) -> Non
 @pytest.mark.parametrize("tower", TOWERS)
 def test_keeping_all_changes_nothing(case: str, tower: Tower) -> None:
     result = carve(case, tower, TOTAL)
-    leaves = CASES[case][0] in LEAVING
-    assert [record.how for record in result.schedule] == ["exit"] * leaves
-    assert result.modified == (leaves or bool(result.graphs.gives))
-    whole, ran = (run(graphs, pictures(2)) for graphs in (families.capture(model(tower)), result.graphs))
-    assert torch.equal(ran.features, whole.features) and torch.equal(ran.logits, whole.logits) != leaves
+    done = WHOLE.get(CASES[case][0], [])
+    assert [record.how for record in result.schedule] == done
+    assert result.modified == bool(done or result.graphs.gives)
+    whole, ran = (run(graphs, pictures(2), case) for graphs in (families.capture(model(case, tower)), result.graphs))
+    assert torch.equal(ran.features, whole.features) and torch.equal(ran.logits, whole.logits) == (not done)
 
 
 @every_case
 def test_the_same_image_gives_the_same_tokens(case: str) -> None:
-    first, second = (run(carve(case, "clip", easy(case)).graphs, pictures(2)) for _ in range(2))
+    first, second = (run(carve(case, "clip", easy(case)).graphs, pictures(2), case) for _ in range(2))
     assert torch.equal(first.logits, second.logits) and torch.equal(first.ids, second.ids)
 
 
@@ -232,9 +249,9 @@ def test_the_same_image_gives_the_same_tokens(case: str) -> None:
 def test_a_batch_is_a_loop(case: str) -> None:
     graphs = carve(case, "clip", easy(case)).graphs
     pixels = pictures(3)
-    together = run(graphs, pixels)
+    together = run(graphs, pixels, case)
     for i in range(3):
-        alone = run(graphs, pixels, only=i)
+        alone = run(graphs, pixels, case, only=i)
         assert torch.equal(alone.ids[0], together.ids[i])
         torch.testing.assert_close(alone.features[0], together.features[i], atol=1e-5, rtol=0)
         torch.testing.assert_close(alone.logits[0], together.logits[i], atol=1e-4, rtol=0)
@@ -243,7 +260,7 @@ def test_a_batch_is_a_loop(case: str) -> None:
 @every_case
 def test_a_constant_image_is_served(case: str) -> None:
     result = carve(case, "clip", easy(case))
-    ran = run(result.graphs, torch.zeros(2, 3, 112, 112))
+    ran = run(result.graphs, torch.zeros(2, 3, 112, 112), case)
     assert ran.ids.shape[1] in (EASY, TOTAL) and ran.features.isfinite().all() and ran.logits.isfinite().all()
     # two questions about one image may need different tokens
     assert hears(planned(case, result.graphs, easy(case))) or torch.equal(ran.ids[0], ran.ids[1])
@@ -253,7 +270,7 @@ def test_a_constant_image_is_served(case: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_of_half_precision_is_served(case: str, dtype: torch.dtype) -> None:
     result = carve(case, "clip", easy(case), dtype)
-    ran = run(result.graphs, pictures(2).to(dtype))
+    ran = run(result.graphs, pictures(2).to(dtype), case)
     assert ran.features.dtype == ran.logits.dtype == dtype and ran.logits.isfinite().all()
     assert ran.ids.shape == (2, easy(case)) and all(len(set(row)) == easy(case) for row in ran.ids.tolist())
 
@@ -293,8 +310,8 @@ def test_scores_are_finite(case: str) -> None:
 @every_case
 def test_planning_needs_no_weights(case: str) -> None:
     tokens = easy(case)
-    graphs = families.capture(families.empty(config(text_layers=LAYERS)))
-    stages = planned(case, families.capture(model()), tokens)
+    graphs = families.capture(families.empty(config(text_layers=LAYERS if inside(case) else 3)))
+    stages = planned(case, families.capture(model(case)), tokens)
     result = rewrite(graphs, stages)
     check_carved(result.graphs, result.schedule)
     assert {p.device.type for p in result.graphs.vision.parameters()} == {"meta"}
@@ -306,7 +323,7 @@ def test_a_schedule_plans_itself_again(case: str, tokens: int) -> None:
     """An artifact stores the schedule; handed back as counts it must give the same stages."""
     result = carve(case, "clip", tokens)
     counts = {record.site: record.keep for record in result.schedule}
-    fresh = families.capture(model())
+    fresh = families.capture(model(case))
     again = rewrite(fresh, planned(case, fresh, tokens, Frozen(counts=counts)))
     assert again.schedule == result.schedule
     assert again.graphs.vision.code == result.graphs.vision.code
@@ -342,7 +359,7 @@ def test_the_facts_are_true(case: str) -> None:
     method = method_of(case)
     facts = dataclasses.asdict(method.facts)
     assert all(value for name, value in facts.items() if name not in ("text_aware", "reads")), facts
-    graphs = families.capture(model())
+    graphs = families.capture(model(case))
     tokens = easy(case)
     stages = planned(case, graphs, tokens)
     read = {tap for stage in stages for tap in stage.reads}

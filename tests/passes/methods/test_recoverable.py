@@ -185,7 +185,7 @@ class TestInTheGraph:
         method, pixels = Recoverable(text_share=1.0, clusters=0.0), pictures(1)
         carved_ = rewrite(graphs, method.stages(graphs.geometry, 16, None)).graphs
         with torch.no_grad():
-            first, second, _ = (carved_.see(pixels, *prompt([9], visual=1, seed=s))[1]["connector"] for s in (0, 1))
+            first, second = (carved_.see(pixels, *prompt([9], visual=1, seed=s))[1]["connector"] for s in (0, 1))
         assert not torch.equal(first, second)
 
     def test_on_the_recorded_inputs(self) -> None:
