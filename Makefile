@@ -25,7 +25,7 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --dist worksteal
 
 clean:
 	rm -rf $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Golden samples: seeded images and prompts, and what torch makes of them, one by one and without padding."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from tokcarve.exporters.modules import final_kept
+from tokcarve.passes.asking import Question, ask
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.graph import Seen, TokenGraphs, all_kept, thread, visual_start
+from tokcarve.passes.graph import TokenGraphs, all_kept, thread
 
-__all__ = ["Golden", "Reference", "Sample", "make_samples", "reference", "save_golden"]
+__all__ = ["Golden", "Reference", "make_samples", "reference", "save_golden"]
 
 NEW_TOKENS = 16
 """Greedy tokens per sample."""
@@ -23,21 +24,6 @@ _NUDGES = 3
 _ATTEMPTS = 8
 # of the largest feature: a nudge alone moves features by half of this at most, merging elsewhere by much more
 _MERGED_ELSEWHERE = 1e-4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """pixel_values float32 [1, 3, side, side]; before, after: text ids on both sides of the image, unpadded; state
-    [1, visual tokens] by name: what a method expects of whoever runs it."""
-
-    pixel_values: Tensor
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    state: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def ids(self, image_token_id: int, tokens: int) -> list[int]:
-        """The prompt with `tokens` image tokens."""
-        return [*self.before, *[image_token_id] * tokens, *self.after]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +44,13 @@ class Reference:
 class Golden:
     """Samples with their references from the pruned and from the unpruned model; `skipped` images were ambiguous."""
 
-    samples: tuple[Sample, ...]
+    samples: tuple[Question, ...]
     pruned: tuple[Reference, ...]
     plain: tuple[Reference, ...]
     skipped: int
 
 
-def make_samples(graphs: TokenGraphs, *, count: int, max_text: int, seed: int = 0) -> tuple[tuple[Sample, ...], int]:
+def make_samples(graphs: TokenGraphs, *, count: int, max_text: int, seed: int = 0) -> tuple[tuple[Question, ...], int]:
     """`count` samples whose text lengths go from short to exactly `max_text`, and how many images were passed over.
 
     An image is passed over when changes of its pixels by 1e-5 change what is kept or merged: there two correct programs
@@ -77,17 +63,17 @@ def make_samples(graphs: TokenGraphs, *, count: int, max_text: int, seed: int = 
         text = _text(graphs.geometry, max(1, max_text * (i + 1) // count), generator)
         state = {name: torch.rand(1, thread(graphs.vision).count, generator=generator) for name in graphs.asks}
         for _ in range(_ATTEMPTS):
-            sample = _sample(pixels, text, state)
+            sample = _question(pixels, text, state)
             if _stable(graphs, sample, generator):
                 break
             pixels, skipped = _picture(graphs.geometry, generator), skipped + 1
-        samples.append(_sample(pixels, text, state))
+        samples.append(_question(pixels, text, state))
     return tuple(samples), skipped
 
 
-def _sample(pixels: Tensor, text: list[int], state: Mapping[str, Tensor]) -> Sample:
+def _question(pixels: Tensor, text: list[int], state: Mapping[str, Tensor]) -> Question:
     split = min(3, len(text) // 2)
-    return Sample(pixel_values=pixels, before=tuple(text[:split]), after=tuple(text[split:]), state=state)
+    return Question(pixel_values=pixels, before=tuple(text[:split]), after=tuple(text[split:]), state=state)
 
 
 def _picture(geometry: Geometry, generator: torch.Generator) -> Tensor:
@@ -104,7 +90,7 @@ def _text(geometry: Geometry, length: int, generator: torch.Generator) -> list[i
     return [token for token in drawn if token not in special][:length]
 
 
-def _stable(graphs: TokenGraphs, sample: Sample, generator: torch.Generator) -> bool:
+def _stable(graphs: TokenGraphs, sample: Question, generator: torch.Generator) -> bool:
     pixels = sample.pixel_values
     with torch.no_grad():
         made, kept = _outcome(graphs, sample, pixels)
@@ -118,50 +104,29 @@ def _stable(graphs: TokenGraphs, sample: Sample, generator: torch.Generator) -> 
     return True
 
 
-def _outcome(graphs: TokenGraphs, sample: Sample, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _outcome(graphs: TokenGraphs, sample: Question, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """What merging elsewhere would change, the features or where the language model merges the logits; and the ids."""
-    seen = graphs.see(pixels, *_prompt(graphs, sample, 1))
+    image = graphs.geometry.image_token_id
+    seen = graphs.see(pixels, *sample.prompt(image, 1))
     if not graphs.language_inputs:
         return seen.features, seen.kept
-    read, _ = graphs.read(*_asked(graphs, sample, seen), sample.state)
+    ids, length = sample.prompt(image, seen.features.shape[1])
+    read, _ = graphs.read(ids, seen, length, sample.state)
     return read.logits[0, -1], all_kept(seen, read)
 
 
-def _asked(graphs: TokenGraphs, sample: Sample, seen: Seen) -> tuple[Tensor, Seen, Tensor]:
-    ids, length = _prompt(graphs, sample, seen.features.shape[1])
-    return ids, seen, length
-
-
-def _prompt(graphs: TokenGraphs, sample: Sample, tokens: int) -> tuple[Tensor, Tensor]:
-    ids = torch.tensor([sample.ids(graphs.geometry.image_token_id, tokens)])
-    return ids, torch.tensor([ids.shape[1]])
-
-
-def reference(graphs: TokenGraphs, sample: Sample, new: int) -> Reference:
+def reference(graphs: TokenGraphs, sample: Question, new: int) -> Reference:
     """What `graphs` make of one sample in torch: no padding, growing caches, nothing shared with the exported form."""
-    with torch.no_grad():
-        seen = graphs.see(sample.pixel_values, *_prompt(graphs, sample, 1))
-        ids, _, length = _asked(graphs, sample, seen)
-        read, positions = graphs.read(ids, seen, length, sample.state)
-        keys, values = read.keys, read.values
-        rows, given = [read.logits[0, -1]], [read.given]
-        start = visual_start(ids, graphs.geometry.image_token_id)
-        for step in range(new - 1):
-            latest, position = rows[-1].argmax().view(1, 1), positions[:, -1:] + 1 + step
-            made = graphs.step(latest, position, length, step, (keys, values), step, start)
-            keys = [torch.cat(pair, dim=2) for pair in zip(keys, made.keys, strict=True)]
-            values = [torch.cat(pair, dim=2) for pair in zip(values, made.values, strict=True)]
-            rows.append(made.logits[0, -1])
-            given.append(made.given)
-    kept = final_kept(all_kept(seen, read), 1, graphs.geometry.total)
-    best = torch.stack(rows).topk(2, dim=-1)
+    said = ask(graphs, sample, new)
+    kept = final_kept(all_kept(said.seen, said.read), 1, graphs.geometry.total)
+    best = said.logits.topk(2, dim=-1)
     return Reference(
         kept=kept[0],
-        features=seen.features[0],
-        logits=rows[0],
+        features=said.seen.features[0],
+        logits=said.logits[0],
         tokens=best.indices[:, 0],
         margins=best.values[:, 0] - best.values[:, 1],
-        given={name: torch.cat([one[name] for one in given]) for name in given[0]},
+        given=said.given,
     )
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokcarve.exporters.device.pipeline import Pipeline, greedy
-from tokcarve.exporters.golden import Golden, Reference, Sample
+from tokcarve.exporters.golden import Golden, Reference
+from tokcarve.passes.asking import Question
 
 __all__ = ["TOLERANCES", "Check", "check_graph", "check_numbers", "check_power", "check_weights"]
 
@@ -89,7 +90,7 @@ class _Answer:
     given: dict[str, NDArray[np.floating]]
 
 
-def _answer(pipeline: Pipeline, samples: Sequence[Sample], new: int, given: Sequence[str]) -> list[_Answer]:
+def _answer(pipeline: Pipeline, samples: Sequence[Question], new: int, given: Sequence[str]) -> list[_Answer]:
     """One exported batch through all four graphs; every sample keeps generating past a stop token."""
     record = pipeline.record
     geometry, tokens = record.geometry, pipeline.side.tokens
@@ -117,7 +118,7 @@ def _answer(pipeline: Pipeline, samples: Sequence[Sample], new: int, given: Sequ
 
 
 def check_numbers(
-    pipeline: Pipeline, samples: Sequence[Sample], expected: Sequence[Reference], *, side: str, dtype: str = "float32"
+    pipeline: Pipeline, samples: Sequence[Question], expected: Sequence[Reference], *, side: str, dtype: str = "float32"
 ) -> list[Check]:
     """ONNX Runtime against torch on the samples: kept sets, image features, logits of the last row, greedy tokens.
 

@@ -86,6 +86,7 @@ class TokenCarveRecipe(MethodRecipe):
     weight: Share = 0.5
     contribution: Literal["singular", "eigh", "norm"] = "singular"
     rounds: Count = 40
+    directions: Count = 128
 
 
 class DARTRecipe(MethodRecipe):

@@ -29,7 +29,7 @@ from tokcarve.passes.choose import best, one_hot, rank, sorting, take, top_in_or
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.schedule import after_layer
-from tokcarve.passes.spectrum import along_singular, along_singular_by_eigh
+from tokcarve.passes.spectrum import along_leading, along_singular_by_eigh
 from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
 
 __all__ = ["Contribution", "TokenCarve", "carving"]
@@ -67,13 +67,14 @@ def carving(score: Float[Tensor, "batch n"], states: Float[Tensor, "batch n hidd
 class TokenCarve(Method):
     """layer: how many language layers see all tokens. weight: of the rank by attention, the rest is contribution's.
 
-    contribution, rounds: see the header.
+    contribution, rounds, directions: see the header.
     """
 
     layer: int = 2
     weight: float = 0.5
     contribution: Contribution = "singular"
     rounds: int = 40
+    directions: int = 128
 
     facts: ClassVar[MethodFacts] = MethodFacts(
         title="TokenCarve",
@@ -122,7 +123,7 @@ class TokenCarve(Method):
         if self.contribution == "norm":
             return states.square().sum(dim=2).sqrt()
         if self.contribution == "singular":
-            return along_singular(states, self.rounds)
+            return along_leading(states, self.rounds, self.directions)
         if torch.compiler.is_exporting():
             raise MethodError(
                 "contribution=eigh of tokencarve has no form in ONNX; choose singular, which equals it, or norm"

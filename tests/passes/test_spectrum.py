@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokcarve.passes.spectrum import along_singular, along_singular_by_eigh, singular_directions
+from tokcarve.passes.spectrum import along_leading, along_singular, along_singular_by_eigh, singular_directions
 
 ROUNDS = 40
 
@@ -81,3 +81,31 @@ def test_a_batch_is_a_loop() -> None:
     rows = drawn(24, 12, 1.0)
     alone = torch.cat([along_singular(one.unsqueeze(0), ROUNDS) for one in rows])
     torch.testing.assert_close(along_singular(rows, ROUNDS), alone, atol=0, rtol=3e-6)
+
+
+def likeness(one: Tensor, other: Tensor) -> float:
+    """Spearman's rank correlation, least of the batch."""
+    ranks = (values.double().argsort(dim=1).argsort(dim=1).double() for values in (one, other))
+    return min(float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(*ranks, strict=True))
+
+
+@pytest.mark.parametrize(("falling", "least"), [(0.25, 0.92), (0.5, 0.95), (1.0, 0.97)])
+def test_leading_directions_rank_nearly_as_all_do(falling: float, least: float) -> None:
+    rows = drawn(288, 400, falling)
+    rows = rows + 2 * rows.norm(dim=2).mean() * torch.nn.functional.normalize(torch.ones(400), dim=0)
+    wanted = expected(rows)
+    found = along_leading(rows, ROUNDS, 64)
+    assert likeness(found, wanted) > least > 0.04 + likeness(rows.norm(dim=2), wanted)
+    assert float((found / wanted - 1).abs().mean()) < 0.15
+
+
+@pytest.mark.parametrize(("n", "width"), [(96, 32), (32, 96)])
+def test_as_many_leading_directions_as_there_are_is_all(n: int, width: int) -> None:
+    rows = drawn(n, width, 1.0)
+    assert torch.equal(along_leading(rows, ROUNDS, 32), along_singular(rows, ROUNDS))
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_rows_of_few_directions_need_no_more(rank: int) -> None:
+    rows = drawn(60, rank, 0.5) @ torch.randn(rank, 50, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(along_leading(rows, ROUNDS, 16).double(), expected(rows), atol=0, rtol=5e-3)

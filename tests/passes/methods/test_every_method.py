@@ -59,6 +59,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sparsevlm, early layers": ("sparsevlm", {"layers": (0, 1, 2)}),
     "tokencarve by eigenvectors": ("tokencarve", {"contribution": "eigh"}),
     "tokencarve by norm": ("tokencarve", {"contribution": "norm"}),
+    "tokencarve by few directions": ("tokencarve", {"directions": 6}),
     "dart, one pivot each": ("dart", {"image_pivots": 1, "text_pivots": 1}),
     "dart, more words than there are": ("dart", {"text_pivots": 40}),
     "feather, a coarse grid": ("feather", {"stride": 4, "layers": (0, 1)}),

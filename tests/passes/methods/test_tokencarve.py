@@ -131,7 +131,7 @@ class TestComputed:
     """What the authors' block made of a computed prompt, wider than its image has tokens."""
 
     def test_contribution(self) -> None:
-        found = TokenCarve().contributions(computed()[1])[0]
+        found = TokenCarve(directions=576).contributions(computed()[1])[0]
         assert float(found.sum()) == pytest.approx(111515.8, rel=1e-5)
         assert found[:4].tolist() == pytest.approx([189.0932, 174.9263, 221.8297, 240.4424], rel=1e-5)
 
@@ -146,7 +146,7 @@ class TestComputed:
     )
     def test_merges(self, tokens: int, kept: int, first: list[int], size: float) -> None:
         rows, image, seen = computed()
-        outcome = stage_of(576, tokens).rule({"last_attention": seen, "states": image}, {})
+        outcome = stage_of(576, tokens, directions=576).rule({"last_attention": seen, "states": image}, {})
         assert int(outcome["index"].sum()) == kept
         assert outcome["index"][0, : len(first)].tolist() == first
         left = torch.cat([rows[:36], merged(image, outcome)[0], rows[612:]])
