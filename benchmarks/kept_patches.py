@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tokcarve.passes.samples import open_image
+from tokcarve.passes.inputs.samples import open_image
 from tokcarve.recipes.artifact import read_artifact
 
 SIDE, GAP, LINE = 336, 12, 34

@@ -38,7 +38,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Answer a question about a picture."""
-    from tokcarve.passes.samples import open_image
+    from tokcarve.passes.inputs.samples import open_image
     from tokcarve.recipes.artifact import last, read_artifact
 
     found = read_artifact(artifact if artifact is not None else last())
@@ -89,7 +89,7 @@ def _said(made: "Answers") -> dict[str, Any]:
 
 
 def _only(found: "Artifact", pictures: "list[Image]") -> "Image":
-    from tokcarve.exporters.device.prompt import PromptError
+    from tokcarve.passes.inputs.prompt import PromptError
 
     if len(pictures) > 1:
         raise PromptError(

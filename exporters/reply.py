@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tokcarve.exporters.device.answer import OnToken
 from tokcarve.exporters.device.conversation import Conversation
-from tokcarve.exporters.device.images import load_image_processor
-from tokcarve.exporters.device.prompt import PromptError, load_prompter
 from tokcarve.exporters.eager import CarvedModel, load
 from tokcarve.passes.errors import ExportError
+from tokcarve.passes.inputs.images import load_image_processor
+from tokcarve.passes.inputs.prompt import PromptError, load_prompter
 from tokcarve.recipes.artifact import Artifact
 
 __all__ = ["Reply", "TorchVoice", "converse_in_torch", "reply_in_torch"]

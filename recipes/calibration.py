@@ -13,7 +13,7 @@ from tokcarve.passes.calibrate import Observed, agreement, frozen_counts, observ
 from tokcarve.passes.checkpoint import Checkpoint
 from tokcarve.passes.errors import CheckError, MethodError, ModelError, SampleError
 from tokcarve.passes.graph import TokenGraphs
-from tokcarve.passes.samples import SampleSet, open_samples
+from tokcarve.passes.inputs.samples import SampleSet, open_samples
 from tokcarve.passes.stage import Fit, Frozen, Method
 from tokcarve.recipes.carve import rewritten
 from tokcarve.recipes.manifest import CheckRecord

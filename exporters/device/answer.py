@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tokcarve.exporters.device.images import load_image_processor
 from tokcarve.exporters.device.pipeline import Ids, Pipeline, greedy
-from tokcarve.exporters.device.prompt import PromptError, load_prompter
 from tokcarve.exporters.device.session import GRAPHS, Array, open_face
 from tokcarve.passes.errors import ArtifactError
+from tokcarve.passes.inputs.images import load_image_processor
+from tokcarve.passes.inputs.prompt import PromptError, load_prompter
 
 __all__ = ["Answerer", "Answers", "Generation", "OnToken", "Timings"]
 

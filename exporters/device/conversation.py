@@ -13,7 +13,7 @@ from PIL import Image
 
 from tokcarve.exporters.device.answer import Answerer
 from tokcarve.exporters.device.pipeline import Ids, greedy
-from tokcarve.exporters.device.prompt import Prompter, PromptError
+from tokcarve.passes.inputs.prompt import Prompter, PromptError
 
 __all__ = ["Conversation", "OrtVoice", "Turn", "Voice", "converse"]
 

@@ -9,8 +9,8 @@ from PIL import Image
 from toy_face import TOTAL, Toy, edit_record, write_toy
 
 from tokcarve.exporters.device.answer import Answerer
-from tokcarve.exporters.device.prompt import PromptError
 from tokcarve.passes.errors import ArtifactError, ExportError
+from tokcarve.passes.inputs.prompt import PromptError
 
 QUESTIONS = ["is it red?", "how many squares are there at the top?", "why?", "what is it?", "no"]
 

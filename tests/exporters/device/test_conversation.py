@@ -15,10 +15,10 @@ from transformers import LlavaForConditionalGeneration
 
 from tokcarve.exporters.device.answer import Answerer
 from tokcarve.exporters.device.conversation import Conversation, OrtVoice, converse
-from tokcarve.exporters.device.prompt import DEFAULT_TEMPLATE, Prompter, PromptError
 from tokcarve.exporters.export import export_ort
 from tokcarve.exporters.reply import converse_in_torch
 from tokcarve.passes.errors import ModelError
+from tokcarve.passes.inputs.prompt import DEFAULT_TEMPLATE, Prompter, PromptError
 from tokcarve.recipes.artifact import read_artifact
 
 QUESTIONS = ("a red cat?", "two", "and then?")

@@ -11,10 +11,10 @@ from PIL import Image
 
 from tokcarve.exporters.device.answer import Answerer
 from tokcarve.exporters.device.episode import ActionHistory, Episode, Order
-from tokcarve.exporters.device.prompt import PromptError
 from tokcarve.exporters.eager import load
 from tokcarve.exporters.export import export_ort
 from tokcarve.passes.errors import ExportError
+from tokcarve.passes.inputs.prompt import PromptError
 
 
 @pytest.mark.parametrize(("order", "wanted"), [("published", 73.0), ("paper", 86.912)])

@@ -19,11 +19,11 @@ from tokcarve.passes.checkpoint import open_directory
 from tokcarve.passes.errors import ArtifactError, MethodError
 from tokcarve.passes.families.load import read_model
 from tokcarve.passes.geometry import even_positions
+from tokcarve.passes.inputs.samples import open_samples
 from tokcarve.passes.insert import rewrite
 from tokcarve.passes.invariants import check_carved
 from tokcarve.passes.methods.pooling import Pooling
 from tokcarve.passes.methods.prune_and_merge import LeastSquares, PruneAndMerge, spread_out
-from tokcarve.passes.samples import open_samples
 from tokcarve.passes.stage import Frozen
 from tokcarve.recipes.artifact import read_artifact
 from tokcarve.recipes.calibration import pixel_batches

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tokcarve.passes.errors import SampleError
-from tokcarve.passes.samples import open_samples
+from tokcarve.passes.inputs.samples import open_samples
 
 
 def _folder(path: Path, count: int) -> Path:

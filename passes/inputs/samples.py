@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from tokcarve.passes.errors import ImageError, SampleError
-from tokcarve.passes.pictures import open_image
+from tokcarve.passes.inputs.pictures import open_image
 
 __all__ = ["Sample", "SampleSet", "open_image", "open_samples"]
 

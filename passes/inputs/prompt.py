@@ -20,8 +20,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 
-from tokcarve.exporters.device.files import read_object
 from tokcarve.passes.errors import ArtifactError, ModelError, TokcarveError
+from tokcarve.passes.inputs.files import read_object
 
 __all__ = ["DEFAULT_TEMPLATE", "PromptError", "Prompter", "load_prompter"]
 

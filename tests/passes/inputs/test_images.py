@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from tokcarve.exporters.device.images import load_image_processor
 from tokcarve.passes.errors import ArtifactError, ImageError, ModelError
+from tokcarve.passes.inputs.images import load_image_processor
 
 LLAVA = {
     "image_processor_type": "CLIPImageProcessor",

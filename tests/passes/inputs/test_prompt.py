@@ -17,8 +17,8 @@ from processors import (
 )
 from transformers import AutoProcessor
 
-from tokcarve.exporters.device.prompt import PromptError, load_prompter
 from tokcarve.passes.errors import ArtifactError, ModelError
+from tokcarve.passes.inputs.prompt import PromptError, load_prompter
 from tokcarve.tiny import checkpoint_dir
 
 QUESTIONS = ["what colour is the circle?", "  two  spaces\nand a line ", "é 日本 </s> 7", ""]

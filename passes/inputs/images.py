@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tokcarve.exporters.device.files import read_object
 from tokcarve.passes.errors import ArtifactError, ImageError, ModelError
+from tokcarve.passes.inputs.files import read_object
 
 __all__ = ["ImageProcessor", "load_image_processor"]
 

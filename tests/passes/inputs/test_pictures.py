@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tokcarve.passes.errors import ImageError
-from tokcarve.passes.pictures import MOST_PIXELS, open_image
+from tokcarve.passes.inputs.pictures import MOST_PIXELS, open_image
 
 
 def _refusal(path: Path) -> str:

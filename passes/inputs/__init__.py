@@ -1,0 +1,1 @@
+"""What a model is given: pictures, prompts, and sets of both."""
