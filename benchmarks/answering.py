@@ -12,7 +12,8 @@ from tokcarve.passes.flops import kv_bytes
 from tokcarve.passes.graph import Seen, TokenGraphs, thread, visual_start
 from tokcarve.passes.invariants import propagate_language
 from tokcarve.passes.stage import Method
-from tokcarve.recipes.calibration import calibrate, calibration_samples
+from tokcarve.recipes.calibration.bench import bench_of
+from tokcarve.recipes.calibration.freeze import freeze
 from tokcarve.recipes.carve import rewritten
 from tokcarve.recipes.schema import Calibration
 from tokcarve.tiny import Sample
@@ -121,6 +122,6 @@ def carved(graphs: TokenGraphs, model: object, method: Method, tokens: int, chec
     """`graphs` under `method`, its open counts calibrated on the calibration scenes."""
     frozen = None
     if method.dynamic() is not None or method.fit(graphs.geometry, tokens) is not None:
-        samples = calibration_samples(Calibration(count=64))
-        frozen = calibrate(model, method, tokens, samples, checkpoint).frozen
+        bench = bench_of(checkpoint, graphs.geometry, Calibration(count=64))
+        frozen, _ = freeze(bench, method, tokens)
     return rewritten(graphs, method, tokens, frozen).graphs

@@ -32,6 +32,7 @@ HEADER = (
     "| method | entering | mean | KV MiB | prefill ms | unpruned | speed-up | predicted | realised | selector "
     "| decode ms | unpruned | speed-up | predicted |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"flowcut language": ("flowcut", {"language_stage": True})}
 KINDS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
@@ -53,10 +54,11 @@ def inputs(session: Any, rows: int, start: int = 4) -> dict[str, np.ndarray]:
 
 def planned(method: str, graphs: TokenGraphs, tokens: int) -> list[Stage]:
     """The stages of a method at `tokens`, or at all of them where it drops none before an exit."""
+    name, params = VARIANTS.get(method, (method, {}))
     try:
-        return list(METHODS[method]().stages(graphs.geometry, tokens, None))
+        return list(METHODS[name](**params).stages(graphs.geometry, tokens, None))
     except MethodError:
-        return list(METHODS[method]().stages(graphs.geometry, graphs.geometry.total, None))
+        return list(METHODS[name](**params).stages(graphs.geometry, graphs.geometry.total, None))
 
 
 def acts_inside(stages: list[Stage]) -> bool:
@@ -125,7 +127,9 @@ def main() -> None:
     options = parser.parse_args()
     model = random_model()
     plain = families.capture(model)
-    inside = options.methods or [name for name in METHODS if acts_inside(planned(name, plain, options.tokens))]
+    inside = options.methods or [
+        name for name in (*METHODS, *VARIANTS) if acts_inside(planned(name, plain, options.tokens))
+    ]
     with TemporaryDirectory() as folder, WeightFile(Path(folder) / "plain.data") as weights:
         paths = {part: Path(folder) / f"plain.{part}.onnx" for part in ("prefill", "decode")}
         for part, path in paths.items():

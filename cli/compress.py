@@ -1,19 +1,17 @@
 """`tokcarve compress`: a model and a budget into an artifact; docs/json.md says what `--json` holds."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokcarve.cli.output import emit_json, print_facts, print_line, print_table, progress_bars
-from tokcarve.passes.errors import MethodError, RecipeError
+from tokcarve.cli.recipe_flags import recipe_of
 
 if TYPE_CHECKING:
     from tokcarve.recipes.manifest import Manifest
-    from tokcarve.recipes.schema import Recipe
 
-__all__ = ["compress", "manifest_facts", "print_schedule", "recipe_from_flags"]
+__all__ = ["compress", "manifest_facts", "print_schedule"]
 
 
 def compress(
@@ -28,7 +26,10 @@ def compress(
     max_new: Annotated[int | None, typer.Option(help="Rows of the answer in --kv-mib; 64 unless told.")] = None,
     param: Annotated[list[str] | None, typer.Option(help="A hyper-parameter as name=value; repeatable.")] = None,
     samples: Annotated[str | None, typer.Option(help="Calibrate on `scenes`, a folder or a JSONL file.")] = None,
-    count: Annotated[int | None, typer.Option(help="How many samples; 64 unless told.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "--count", help="How many samples; 64 unless told.")] = None,
+    quantile: Annotated[float | None, typer.Option(help="Freeze this quantile of counts, not the mean.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted calibration.")] = False,
+    on: Annotated[str, typer.Option(help="Where to calibrate: local, ray or ray:ADDRESS.")] = "local",
     seed: Annotated[int, typer.Option(help="Of the choice of samples, and of random methods.")] = 0,
     positions: Annotated[str, typer.Option(help="Position ids: renumbered or original.")] = "renumbered",
     recipe: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped recipe.")] = None,
@@ -39,43 +40,24 @@ def compress(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Rewrite a model to fewer visual tokens, calibrate it, and write an artifact."""
-    budget = {"keep": keep, "tokens": tokens, "avg_tokens": avg_tokens, "kv_mib": kv_mib}
-    budget |= {"prefill_flops": prefill_flops, "max_text": max_text, "max_new": max_new}
-    flags: dict[str, Any] = {"samples": samples, "count": count}
-    if recipe is not None:
-        changed = {"--positions": positions != "renumbered", "--seed": seed != 0, "--param": param}
-        wanted = _from_file(recipe, model, {"--method": method, **_spelled({**budget, **flags}), **changed})
-    else:
-        more = {**flags, **budget, "seed": seed, "positions": positions}
-        wanted = recipe_from_flags(model, method, param or [], more)
+    given = dict(locals())
+    wanted = recipe_of(given)
 
+    from tokcarve.recipes.calibration.bench import How
     from tokcarve.recipes.compress import compress_recipe, plan_recipe
 
     with progress_bars() as progress:
+        how = How(on=on, resume=resume, tell=progress)
         if dry_run:
-            plan = plan_recipe(wanted, out=out, force=force, progress=progress)
+            plan = plan_recipe(wanted, out=out, force=force, how=how)
             place, manifest = plan.out.absolute(), plan.manifest
         else:
-            artifact = compress_recipe(wanted, out=out, force=force, copy_weights=copy_weights, progress=progress)
+            artifact = compress_recipe(wanted, out=out, force=force, copy_weights=copy_weights, how=how)
             place, manifest = artifact.directory, artifact.manifest
     if as_json:
         emit_json("compress", {"written": not dry_run, "artifact": str(place), "manifest": _plain(manifest)})
     else:
         _print(place, manifest, written=not dry_run)
-
-
-def recipe_from_flags(model: str | None, method: str | None, param: list[str], flags: dict[str, Any]) -> "Recipe":
-    """The recipe that the flags describe; raises a TokcarveError naming the first flag that does not fit."""
-    from tokcarve.recipes.make import make_recipe
-    from tokcarve.recipes.method_recipes import METHOD_RECIPES
-
-    if model is None:
-        raise RecipeError("no model was named; give a directory, a hub id or an alias such as tiny, or a --recipe")
-    if method is None:
-        raise MethodError(f"no method was named; give --method with one of {', '.join(METHOD_RECIPES)}")
-    if flags["count"] is not None and flags["samples"] is None:
-        raise RecipeError(f"--count {flags['count']} counts samples, and there are none; give --samples as well")
-    return make_recipe(model, method=method, params=_params(param), source="command line", **flags)
 
 
 def manifest_facts(manifest: "Manifest") -> dict[str, Any]:
@@ -99,35 +81,6 @@ def print_schedule(manifest: "Manifest") -> None:
     rows = [(s.site, s.total, s.keep, s.how, s.positions or "") for s in manifest.schedule]
     if rows:
         print_table("schedule", ("site", "tokens before", "after", "how", "positions"), rows)
-
-
-def _from_file(name: str, model: str | None, given: dict[str, Any]) -> "Recipe":
-    from tokcarve.recipes.files import load_recipe, shipped_recipes
-
-    for flag, value in given.items():
-        if value:
-            raise RecipeError(f"{flag} was given together with --recipe {name}, which already says it; leave one out")
-    recipe = load_recipe(shipped_recipes().get(name, Path(name)))
-    return recipe if model is None else recipe.model_copy(update={"model": model})
-
-
-def _spelled(flags: dict[str, Any]) -> dict[str, Any]:
-    return {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
-
-
-def _params(given: list[str]) -> dict[str, Any]:
-    params = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise MethodError(f"--param {text!r} is not name=value; write it as --param form=exact")
-        if name in params:
-            raise MethodError(f"--param {name} was given twice; give it once")
-        try:
-            params[name] = json.loads(value)
-        except ValueError:
-            params[name] = value
-    return params
 
 
 def _calibration(record: dict[str, Any] | None) -> str | None:

@@ -1,18 +1,16 @@
-"""Calibration: what a method decides per image, measured on samples and frozen into constants.
+"""What a method decides per image, measured, and frozen into constants."""
 
-Memory is flat in the number of samples: per image only its counts and kept ids are held.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
 from tokcarve.passes.graph import Seen, TokenGraphs
 from tokcarve.passes.insert import RewriteResult
 
-__all__ = ["Agreement", "Observed", "agreement", "frozen_counts", "observe", "tokens_at"]
+__all__ = ["Observed", "frozen_counts", "observe", "shared", "tokens_at"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +19,6 @@ class Observed:
 
     counts: dict[str, int]
     kept: frozenset[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How well a frozen form follows its dynamic form: share of images with the same set, mean share of tokens kept
-    by both, over `images` held-out images."""
-
-    images: int
-    identical: float
-    overlap: float
 
 
 class _Watcher(fx.Interpreter):
@@ -90,27 +78,22 @@ def _at_the_end(result: RewriteResult, seen: Seen) -> Tensor:
     return torch.arange(result.graphs.geometry.total).expand(seen.features.shape[0], -1)
 
 
-def frozen_counts(observed: Sequence[Observed], tokens: int) -> dict[str, int]:
-    """The mean count of every site, rounded, at least `tokens` and never rising with depth."""
-    sites = list(observed[0].counts)
+def frozen_counts(observed: Sequence[Mapping[str, int]], tokens: int, quantile: float | None = None) -> dict[str, int]:
+    """The mean count of every site over images, or its `quantile`, rounded, at least `tokens` and never rising with
+    depth."""
     frozen, alive = {}, None
-    for site in sites:
-        mean = sum(image.counts[site] for image in observed) / len(observed)
-        count = max(tokens, round(mean))
+    for site in observed[0]:
+        counts = [image[site] for image in observed]
+        typical = sum(counts) / len(counts) if quantile is None else float(np.quantile(counts, quantile))
+        count = max(tokens, round(typical))
         alive = count if alive is None else min(alive, count)
         frozen[site] = alive
     return frozen
 
 
 @torch.no_grad()
-def agreement(frozen: RewriteResult, batches: Iterable[tuple[Tensor, Sequence[Observed]]]) -> Agreement:
-    """Compare the frozen form with what the dynamic form kept, image by image."""
-    same, overlap, images = 0, 0.0, 0
-    for pixel_values, expected in batches:
-        last = _at_the_end(frozen, Seen(*frozen.graphs.vision(pixel_values)))
-        for row, image in zip(last, expected, strict=True):
-            ids = frozenset(row.tolist())
-            same += ids == image.kept
-            overlap += len(ids & image.kept) / len(image.kept)
-            images += 1
-    return Agreement(images=images, identical=same / images, overlap=overlap / images)
+def shared(dynamic: RewriteResult, frozen: RewriteResult, pixel_values: Tensor) -> float:
+    """The share of what the dynamic form keeps of one image [1, 3, height, width] that the frozen form keeps too."""
+    (wanted,) = observe(dynamic, pixel_values)
+    found = _at_the_end(frozen, Seen(*frozen.graphs.vision(pixel_values)))
+    return len(wanted.kept & set(found[0].tolist())) / len(wanted.kept)

@@ -98,6 +98,14 @@ class Fit(ABC):
         """Takes tokens float32 [batch, n, hidden] of the unpruned model in."""
 
     @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """What was taken in so far, to go on from after an interruption."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from an earlier `state`."""
+
+    @abstractmethod
     def solve(self) -> dict[str, Tensor]:
         """The tensors to freeze, by name."""
 

@@ -1,7 +1,7 @@
 """An artifact's schedule applied to a model again: what load, export and inspect start from."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from safetensors.torch import load as load_tensors
@@ -17,7 +17,7 @@ from tokcarve.passes.stage import Frozen, Method, Stage
 from tokcarve.passes.taps import needs_cls
 from tokcarve.recipes.artifact import Artifact
 
-__all__ = ["carve", "method_of", "planned", "record", "rewritten", "whole"]
+__all__ = ["carve", "method_of", "name_of", "params_of", "planned", "record", "rewritten", "whole"]
 
 
 def method_of(name: str, params: dict[str, Any]) -> Method:
@@ -28,6 +28,16 @@ def method_of(name: str, params: dict[str, Any]) -> Method:
         return METHODS[name](**params)
     except TypeError as error:
         raise MethodError(f"method {name} does not take these parameters ({', '.join(params)}): {error}") from error
+
+
+def name_of(method: Method) -> str:
+    """The name under which the table has a method."""
+    return next(name for name, kind in METHODS.items() if kind is type(method))
+
+
+def params_of(method: Method) -> dict[str, Any]:
+    """All hyper-parameters of a method, as a recipe or a manifest takes them."""
+    return {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]
 
 
 def planned(

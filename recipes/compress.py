@@ -4,9 +4,8 @@ Weights are read only where calibration needs them; everything else happens on t
 costs seconds and megabytes.
 """
 
-import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,18 +15,16 @@ from safetensors.torch import save
 
 from tokcarve.passes import families
 from tokcarve.passes.checkpoint import Checkpoint, resolve, weights_identity
-from tokcarve.passes.errors import MethodError, ModelError
-from tokcarve.passes.families.load import read_config, read_model
+from tokcarve.passes.families.load import read_config
 from tokcarve.passes.flops import kv_bytes, rows_of
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import RewriteResult
 from tokcarve.passes.invariants import check_captured, check_carved, propagate_language
-from tokcarve.passes.stage import Method
-from tokcarve.recipes.artifact import Artifact, check_output, default_directory, remember, write_artifact
-from tokcarve.recipes.budgets import resolve_budget
-from tokcarve.recipes.calibration import Calibrated, calibrate, calibration_samples
-from tokcarve.recipes.carve import method_of, planned, record, rewritten
+from tokcarve.recipes.artifact import Artifact, remember, write_artifact
+from tokcarve.recipes.calibration.bench import How
+from tokcarve.recipes.calibration.settle import Settled, settle
+from tokcarve.recipes.carve import name_of, params_of, record, rewritten
 from tokcarve.recipes.files import dump_recipe, load_recipe
 from tokcarve.recipes.make import make_recipe
 from tokcarve.recipes.manifest import (
@@ -41,9 +38,8 @@ from tokcarve.recipes.manifest import (
 )
 from tokcarve.recipes.schema import Recipe
 
-__all__ = ["Plan", "Progress", "compress", "compress_recipe", "plan_recipe"]
+__all__ = ["Plan", "compress", "compress_recipe", "plan_recipe"]
 
-Progress = Callable[[str, int, int], None]
 _PACKAGES = ("tokcarve", "torch", "transformers", "numpy", "pillow", "tokenizers")
 
 
@@ -73,6 +69,7 @@ def compress(
     params: Mapping[str, Any] | None = None,
     samples: str | None = None,
     count: int | None = None,
+    quantile: float | None = None,
     seed: int = 0,
     positions: str = "renumbered",
     out: str | Path | None = None,
@@ -97,6 +94,7 @@ def compress(
         positions=positions,
         samples=samples,
         count=count,
+        quantile=quantile,
         seed=seed,
     )
     return compress_recipe(recipe, out=None if out is None else Path(out), force=force)
@@ -108,11 +106,11 @@ def compress_recipe(
     out: Path | None = None,
     force: bool = False,
     copy_weights: bool = False,
-    progress: Progress | None = None,
+    how: How | None = None,
 ) -> Artifact:
     """The artifact of `recipe`, written and remembered as the last one of this working directory."""
     recipe = load_recipe(recipe) if isinstance(recipe, Path) else recipe
-    plan = plan_recipe(recipe, out=out, force=force, progress=progress)
+    plan = plan_recipe(recipe, out=out, force=force, how=how)
     artifact = write_artifact(
         plan.out,
         plan.manifest,
@@ -126,26 +124,18 @@ def compress_recipe(
     return artifact
 
 
-def plan_recipe(
-    recipe: Recipe, *, out: Path | None = None, force: bool = False, progress: Progress | None = None
-) -> Plan:
+def plan_recipe(recipe: Recipe, *, out: Path | None = None, force: bool = False, how: How | None = None) -> Plan:
     """Everything compress does short of writing: what `--dry-run` shows."""
     checkpoint = resolve(recipe.model)
     config = read_config(checkpoint.path)
     geometry = families.geometry(config)
-    method = method_of(recipe.method.name, recipe.method.parameters)
-    tokens = resolve_budget(recipe.budget, method, geometry)
-    place = out if out is not None else default_directory(checkpoint, recipe.method.name, tokens)
-    check_output(place, force=force)
-    _check_plan(recipe, checkpoint, method, geometry, tokens)
-    calibrated = _calibrated(recipe, method, checkpoint, tokens, progress)
     graphs = families.capture(families.empty(config))
     check_captured(graphs)
-    frozen = None if calibrated is None else calibrated.frozen
-    result = rewritten(graphs, method, tokens, frozen, recipe.positions)
+    settled, place = settle(recipe, checkpoint, geometry, out=out, force=force, how=how if how is not None else How())
+    result = rewritten(graphs, settled.method, settled.tokens, settled.frozen, recipe.positions)
     check_carved(result.graphs, result.schedule)
-    manifest = _manifest(recipe, checkpoint, geometry, tokens, result, calibrated)
-    tensors = {} if frozen is None else dict(frozen.tensors)
+    manifest = _manifest(recipe, checkpoint, geometry, settled, result)
+    tensors = {} if settled.frozen is None else dict(settled.frozen.tensors)
     return Plan(
         checkpoint=checkpoint,
         manifest=manifest,
@@ -155,71 +145,17 @@ def plan_recipe(
     )
 
 
-def _check_pixels(checkpoint: Checkpoint, geometry: Geometry) -> None:
-    """A method that reads pixels turns them back into 8-bit levels, so it must know how they were normalised."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = checkpoint.path / name
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise ModelError(f"{path} is no JSON ({error}); get the checkpoint's own file again") from None
-        fields = fields.get("image_processor", fields)
-        for key, expected in (("image_mean", geometry.vision.mean), ("image_std", geometry.vision.std)):
-            if tuple(fields.get(key, expected)) != tuple(expected):
-                raise MethodError(
-                    f"the method reads pixels normalised with {key} {list(expected)}, as {geometry.vision.kind} towers "
-                    f"are trained, and {path} says {fields[key]}; choose parameters that read no pixels"
-                )
-
-
-def _check_plan(recipe: Recipe, checkpoint: Checkpoint, method: Method, geometry: Geometry, tokens: int) -> None:
-    """Refuses before anything is read what cannot be planned, and samples that are missing or for nothing."""
-    learns = tokens < geometry.total and method.fit(geometry, tokens) is not None
-    if learns and recipe.calibration is None:
-        raise MethodError(
-            f"method {recipe.method.name} learns its merge from samples; pass --samples (the bundled scenes, a folder "
-            "of images, or a JSONL file)"
-        )
-    if not learns:
-        stages = planned(method, geometry, tokens, None, recipe.positions)
-        if any("pixels" in stage.reads for stage in stages):
-            _check_pixels(checkpoint, geometry)
-        if recipe.calibration is not None and method.dynamic() is None:
-            raise MethodError(
-                f"method {recipe.method.name} leaves nothing open to calibrate with these parameters; "
-                "leave --samples out"
-            )
-
-
-def _calibrated(
-    recipe: Recipe, method: Method, checkpoint: Checkpoint, tokens: int, progress: Progress | None
-) -> Calibrated | None:
-    if recipe.calibration is None:
-        return None
-    samples = calibration_samples(recipe.calibration)
-    tell: Progress = progress if progress is not None else lambda what, done, total: None
-    tell("reading weights", 0, 1)
-    model = read_model(checkpoint.path)
-    tell("reading weights", 1, 1)
-    return calibrate(model, method, tokens, samples, checkpoint, tell)
-
-
 def _manifest(
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    geometry: Geometry,
-    tokens: int,
-    result: RewriteResult,
-    calibrated: Calibrated | None,
+    recipe: Recipe, checkpoint: Checkpoint, geometry: Geometry, settled: Settled, result: RewriteResult
 ) -> Manifest:
+    method, tokens = settled.method, settled.tokens
     checks = [CheckRecord(name="shapes", passed=True, detail="every node of the carved graph has the promised rows")]
     open_questions = ["logits and kept tokens of an exported graph (export compares them)", "speed on a device"]
-    if calibrated is None:
+    if settled.record is None:
         open_questions.append("weights were not read")
-        if method_of(recipe.method.name, recipe.method.parameters).dynamic() is not None:
+        if method.dynamic() is not None:
             open_questions.append("per-layer counts are assumed, not calibrated; pass --samples to calibrate")
-    else:
-        checks.extend(calibrated.checks)
+    checks.extend(settled.checks)
     schedule = tuple(StageEntry(**entry) for entry in record(result.schedule))
     worked = rows_of(geometry, schedule, 0).text
     text = 1
@@ -234,7 +170,7 @@ def _manifest(
             weights=weights_identity(checkpoint),
         ),
         geometry=geometry,
-        method=MethodRecord(name=recipe.method.name, params=recipe.method.parameters),
+        method=MethodRecord(name=name_of(method), params=params_of(method)),
         budget=BudgetRecord(asked=dict(recipe.budget.asked), tokens=tokens, total=geometry.total),
         schedule=schedule,
         positions=recipe.positions,
@@ -245,7 +181,7 @@ def _manifest(
             kv_mib_unpruned=kv_bytes(geometry.text, (geometry.total,) * len(stored)) / mib,
         ),
         kv_rows=stored,
-        calibration=None if calibrated is None else calibrated.record,
+        calibration=settled.record,
         seed=recipe.calibration.seed if recipe.calibration is not None else 0,
         versions={name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         checks=tuple(checks),

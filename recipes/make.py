@@ -19,6 +19,7 @@ def make_recipe(
     positions: str = "renumbered",
     samples: str | None = None,
     count: int | None = None,
+    quantile: float | None = None,
     seed: int = 0,
     source: str = "arguments",
     **budget: float | int | None,
@@ -39,7 +40,8 @@ def make_recipe(
     fields: dict[str, Any] = {"model": model, "method": chosen, "positions": positions}
     fields["budget"] = given
     if samples is not None:
-        fields["calibration"] = {"samples": samples, "seed": seed, **({} if count is None else {"count": count})}
+        more = {name: value for name, value in (("count", count), ("quantile", quantile)) if value is not None}
+        fields["calibration"] = {"samples": samples, "seed": seed, **more}
     return parse_recipe(fields, source)
 
 

@@ -64,11 +64,13 @@ class Budget(Closed):
 
 
 class Calibration(Closed):
-    """What a method is calibrated on: `scenes`, a folder of images or a JSONL file, and how many samples of it."""
+    """What a method is calibrated on: `scenes`, a folder of images, a JSONL file or a dataset on disk, and how many
+    samples of it; quantile: of the counts of all samples, where their mean is not wanted."""
 
     samples: Annotated[str, Field(min_length=1)] = "scenes"
     count: Annotated[int, Field(ge=1)] = 64
     seed: Seed = 0
+    quantile: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
 
 
 class Recipe(Closed):

@@ -15,7 +15,7 @@ from PIL import Image
 from tokcarve.passes.errors import ImageError, SampleError
 from tokcarve.passes.inputs.pictures import open_image
 
-__all__ = ["Sample", "SampleSet", "open_image", "open_samples"]
+__all__ = ["Sample", "SampleReader", "SampleSet", "open_image", "open_samples"]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _MOST_BROKEN = 0.1
@@ -65,6 +65,24 @@ class SampleSet:
 
     def __len__(self) -> int:
         return self.count
+
+
+class SampleReader:
+    """Samples by number, one open at a time; going forward reads each once."""
+
+    def __init__(self, samples: SampleSet) -> None:
+        self.samples = samples
+        self._coming, self._number = iter(samples), -1
+        self._current: Sample | None = None
+
+    def __getitem__(self, number: int) -> Sample:
+        if number < self._number:
+            self._coming, self._number = iter(self.samples), -1
+        while self._number < number:
+            self._current = next(self._coming)
+            self._number += 1
+        assert self._current is not None
+        return self._current
 
 
 def open_samples(source: str, *, count: int, seed: int = 0) -> SampleSet:

@@ -49,6 +49,14 @@ class LeastSquares(Fit):
         rows = tokens.double().cpu()
         self.gram += torch.einsum("bnh,bmh->nm", rows, rows)
 
+    def state(self) -> dict[str, Tensor]:
+        """gram float64 [n, n]."""
+        return {"gram": self.gram}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the Gram matrix of an earlier run."""
+        self.gram = state["gram"].clone()
+
     def solve(self) -> dict[str, Tensor]:
         """merge float32 [keep, n] and index int64 [keep]."""
         gram = self.gram + self.ridge * self.gram.diagonal().mean() * torch.eye(len(self.gram), dtype=torch.float64)

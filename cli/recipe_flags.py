@@ -1,0 +1,77 @@
+"""The flags of `compress` as a recipe; every refusal names the flag."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokcarve.passes.errors import MethodError, RecipeError
+
+if TYPE_CHECKING:
+    from tokcarve.recipes.schema import Recipe
+
+__all__ = ["recipe_of"]
+
+BUDGET = ("keep", "tokens", "avg_tokens", "kv_mib", "prefill_flops", "max_text", "max_new")
+SAMPLES = {"limit": "count", "quantile": "quantile"}
+"""What is said of samples: the flag, and its name in a recipe."""
+
+
+def recipe_of(given: Mapping[str, Any]) -> "Recipe":
+    """The recipe that the flags (by their names in Python) describe, or name with `recipe`."""
+    method, model, recipe, param = (given[name] for name in ("method", "model", "recipe", "param"))
+    if recipe is not None:
+        said = {name: given[name] for name in ("method", "samples", *SAMPLES, *BUDGET)}
+        changed = {"--positions": given["positions"] != "renumbered", "--seed": given["seed"] != 0, "--param": param}
+        return _from_file(recipe, model, {**_spelled(said), **changed})
+
+    from tokcarve.recipes.make import make_recipe
+    from tokcarve.recipes.method_recipes import METHOD_RECIPES
+
+    if model is None:
+        raise RecipeError("no model was named; give a directory, a hub id or an alias such as tiny, or a --recipe")
+    if method is None:
+        raise MethodError(f"no method was named; give --method with one of {', '.join(METHOD_RECIPES)}")
+    for flag in SAMPLES:
+        if given[flag] is not None and given["samples"] is None:
+            raise RecipeError(f"--{flag} {given[flag]} is about samples, and there are none; give --samples as well")
+    return make_recipe(
+        model,
+        method=method,
+        params=_params(param or []),
+        positions=given["positions"],
+        seed=given["seed"],
+        samples=given["samples"],
+        source="command line",
+        **{SAMPLES[flag]: given[flag] for flag in SAMPLES},
+        **{name: given[name] for name in BUDGET},
+    )
+
+
+def _from_file(name: str, model: str | None, given: dict[str, Any]) -> "Recipe":
+    from tokcarve.recipes.files import load_recipe, shipped_recipes
+
+    for flag, value in given.items():
+        if value:
+            raise RecipeError(f"{flag} was given together with --recipe {name}, which already says it; leave one out")
+    recipe = load_recipe(shipped_recipes().get(name, Path(name)))
+    return recipe if model is None else recipe.model_copy(update={"model": model})
+
+
+def _spelled(flags: dict[str, Any]) -> dict[str, Any]:
+    return {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+
+
+def _params(given: list[str]) -> dict[str, Any]:
+    params = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise MethodError(f"--param {text!r} is not name=value; write it as --param form=exact")
+        if name in params:
+            raise MethodError(f"--param {name} was given twice; give it once")
+        try:
+            params[name] = json.loads(value)
+        except ValueError:
+            params[name] = value
+    return params

@@ -1,0 +1,83 @@
+"""Tasks in, records out, in order: done by a worker here, or by many on Ray, and kept in a journal."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+
+from tokcarve.passes.errors import RecipeError
+from tokcarve.recipes.calibration.journal import Journal, Record, Task
+from tokcarve.recipes.calibration.work import Job, Worker
+
+__all__ = ["Local", "Pool", "Progress", "Runner", "pool_of"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how much of it is done, how much there is)."""
+
+
+class Pool(ABC):
+    """Who does tasks."""
+
+    @abstractmethod
+    def imap(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Record]]:
+        """Each task's number and record, as they are done."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of what is held."""
+
+
+class Local(Pool):
+    """A worker in this process, made when there is a task for it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.worker: Worker | None = None
+
+    def imap(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Record]]:
+        """One after the other."""
+        for number, task in enumerate(tasks):
+            if self.worker is None:
+                self.worker = Worker(self.job)
+            yield number, self.worker(task)
+
+    def close(self) -> None:
+        """Drops the model."""
+        self.worker = None
+
+
+def pool_of(on: str, job: Job) -> Pool:
+    """The pool that `--on` names: local, ray (a cluster on this machine), or ray:ADDRESS."""
+    kind, _, address = on.partition(":")
+    if on == "local":
+        return Local(job)
+    if kind == "ray":
+        from tokcarve.recipes.calibration.on_ray import OnRay
+
+        return OnRay(job, f"{kind}:{address}" if address.startswith("//") else address or None)
+    raise RecipeError(f"--on {on} is no place to work; choose local, ray, or ray:ADDRESS")
+
+
+class Runner:
+    """Does tasks once: what the journal has is not done again."""
+
+    def __init__(self, pool: Pool, journal: Journal, tell: Progress | None = None) -> None:
+        self.pool, self.journal = pool, journal
+        self.tell: Progress = tell if tell is not None else lambda what, done, total: None
+
+    def map(self, tasks: Iterable[Task], what: str, *, keep: bool = True) -> Iterator[Record]:
+        """The records of `tasks`, in their order; `what` names the work for people. Those that are no JSON cannot be
+        kept in the journal."""
+        tasks = list(tasks)
+        found = {number: record for number, task in enumerate(tasks) if (record := self.journal.get(task)) is not None}
+        missing = [number for number in range(len(tasks)) if number not in found]
+        made = self.pool.imap(tasks[number] for number in missing)
+        self.tell(what, len(found), len(tasks))
+        done = len(found)
+        for number in range(len(tasks)):
+            while number not in found:
+                place, record = next(made)
+                if keep:
+                    self.journal.put(tasks[missing[place]], record)
+                found[missing[place]] = record
+                done += 1
+                self.tell(what, done, len(tasks))
+            yield found.pop(number)
