@@ -197,15 +197,16 @@ def table(options: argparse.Namespace) -> None:
     print(f"Unpruned: {100 * whole.mean():.1f} % on {core.sum()} questions about {scene.max() + 1} scenes.")
     for wish in dict.fromkeys(wish for name, wish in said if name != PLAIN):
         lines = {name: line for (name, asked), line in said.items() if asked == wish and name != PLAIN}
-        best = max((name for name in CONTROLS if name in lines), key=lambda name: hits(lines[name]).mean())
-        print(f"\n## {wish}\n\nBest control: {best}.\n")
+        controls = [name for name in CONTROLS if name in lines]
+        best = max(controls, key=lambda name: hits(lines[name]).mean(), default=PLAIN)
+        print(f"\n## {wish}\n\n" + (f"Best control: {best}.\n" if controls else "No control: no token is dropped.\n"))
         costs = "encoder ms | ratio | selector ms | prefill ms"
         head = "method | entering | mean | KV MiB | accuracy | against unpruned | same | against the best control"
         print(f"| {head} | {costs} |")
         print("|---|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|--:|")
         for name, line in sorted(lines.items(), key=lambda pair: -hits(pair[1]).mean()):
             loss = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval(hits(line), whole, scene))
-            gain = interval(hits(line), hits(lines[best]), scene)
+            gain = interval(hits(line), hits(lines.get(best, full)), scene)
             verdict = "beats it" if gain[1] > 0 else "worse" if gain[2] < 0 else "does not beat it"
             against = "control" if name in CONTROLS else "{:+.1f} [{:+.1f}, {:+.1f}]: ".format(*gain) + verdict
             time = times.get((name, wish))

@@ -5,16 +5,19 @@ Reads       last_attention [batch, heads, n] and states [batch, n, hidden] of la
 Gives       index, the better half of the 3/2 `tokens` tokens ranked highest and what stays of the other half; weights
             [batch, keep, m]: the members of the other half most alike (cosine) to one of the first are averaged into
             it. Ranks are those of the mean attention of the last row and of the contribution sum_k |U_jk| sigma_k.
-Cost        one attention row, products of the two halves, and the contribution. Of 576 tokens, on two shared CPU cores,
-            with the share of 128 kept that float64 eigenvectors keep, on the tests' recorded model and the bundled one:
-              singular, 10 rounds    90 %    91 %    440 nodes   13 ms 128 wide   1.1 s 4096 wide
-                        20          100 %    99 %    860         34               1.6
-                        30          100 %   100 %   1280         50               2.2
-                        40          100 %   100 %   1700         69               2.8
-              norm                   57 %    78 %      3          0               0.0
+Cost        one attention row, products of the two halves, and the contribution. Of 576 tokens, with the share of 128
+            kept that float64 eigenvectors keep, on the tests' recorded model, on the bundled one and on rows drawn 896
+            wide, and milliseconds 896 and 4096 wide on a shared CPU core (benchmarks/contribution.py):
+              all directions, 10 rounds    90 %    92 %    92 %    517   1112
+                              40          100 %   100 %   100 %    839    964
+              64 leading, 40 rounds       100 %    98 %    93 %     33     56
+              128 leading, 40 rounds      100 %   100 %    93 %    105    144
+              norm                         57 %    76 %    85 %      0      6
 Differs     the first image row is the image's own, where the code starts one row late. Ties to the lower index.
-            contribution: singular (default) turns towards U in `rounds` rounds, since ONNX has no eigensolver; eigh is
-            torch's, for comparison, and is not exported; norm is the length of the row, another ranking.
+            contribution: singular (default) turns towards U in `rounds` rounds, since ONNX has no eigensolver, in
+            `directions` of all and estimates what lies outside: with as many as the model is wide, or the image has
+            tokens, it is exact. eigh is torch's, for comparison, and is not exported; norm is the length of the row,
+            another ranking.
 Raises      MethodError for a count above 2/3 of the tokens, or a layer that the language model does not have.
 """
 
