@@ -121,7 +121,7 @@ def spell(tokenizer: object, tokens: list[int], stops: tuple[int, ...]) -> str:
 def carved(graphs: TokenGraphs, model: object, method: Method, tokens: int, checkpoint: object) -> TokenGraphs:
     """`graphs` under `method`, its open counts calibrated on the calibration scenes."""
     frozen = None
-    if method.dynamic() is not None or method.fit(graphs.geometry, tokens) is not None:
+    if method.dynamic() is not None or method.learns(graphs.geometry, tokens):
         bench = bench_of(checkpoint, graphs.geometry, Calibration(count=64))
         frozen, _ = freeze(bench, method, tokens)
     return rewritten(graphs, method, tokens, frozen).graphs

@@ -52,6 +52,9 @@ def carved(base: TokenGraphs, name: str, tokens: int) -> TokenGraphs:
         for seed in range(2):
             fit.add(tokens_at(base, fit.site, probe(base, seed)[0]))
         frozen = Frozen(tensors=fit.solve())
+    trainee = method.trainable(base.geometry, tokens)
+    if trainee is not None:
+        frozen = Frozen(tensors=trainee.start(0))
     return rewritten(base, method, tokens, frozen).graphs
 
 

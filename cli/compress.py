@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokcarve.cli.choice import print_choice
 from tokcarve.cli.output import emit_json, print_facts, print_line, print_table, progress_bars
 from tokcarve.cli.recipe_flags import recipe_of
+from tokcarve.cli.sets import print_set
 
 if TYPE_CHECKING:
     from tokcarve.recipes.manifest import Manifest
@@ -17,8 +19,10 @@ __all__ = ["compress", "manifest_facts", "print_schedule"]
 def compress(
     model: Annotated[str | None, typer.Argument(help="A directory, a hub id (owner/name) or an alias.")] = None,
     method: Annotated[str | None, typer.Option(help="How tokens are chosen; `tokcarve methods` lists them.")] = None,
-    keep: Annotated[float | None, typer.Option(help="Share of visual tokens in (0, 1], rounded up to 8.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Count left behind the last stage, taken exactly.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Share of visual tokens in (0, 1], rounded to 8; or auto.")] = None,
+    max_loss: Annotated[float | None, typer.Option(help="Of --keep auto: most KL and share of other answers.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Count left behind the last stage; several: a set, N,N,N.")] = None,
+    mean_tokens: Annotated[int | None, typer.Option(help="What a set comes to on average; the middle one.")] = None,
     avg_tokens: Annotated[int | None, typer.Option(help="Mean count over the language layers; the nearest.")] = None,
     kv_mib: Annotated[float | None, typer.Option(help="Most MiB of fp16 keys and values, text included.")] = None,
     prefill_flops: Annotated[float | None, typer.Option(help="Most FLOPs of a prefill, text included.")] = None,
@@ -28,6 +32,8 @@ def compress(
     samples: Annotated[str | None, typer.Option(help="Calibrate on `scenes`, a folder or a JSONL file.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", "--count", help="How many samples; 64 unless told.")] = None,
     quantile: Annotated[float | None, typer.Option(help="Freeze this quantile of counts, not the mean.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Points a search for hyper-parameters tries; 50.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of training, where a method trains a module; 512.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted calibration.")] = False,
     on: Annotated[str, typer.Option(help="Where to calibrate: local, ray or ray:ADDRESS.")] = "local",
     seed: Annotated[int, typer.Option(help="Of the choice of samples, and of random methods.")] = 0,
@@ -87,15 +93,65 @@ def _calibration(record: dict[str, Any] | None) -> str | None:
     if record is None:
         return None
     text = f"{record['count']} samples of {record['samples']}"
+    if "search" in record:
+        text += f"; {_searched(record['search'])}"
     fit = record.get("agreement")
     if fit:
         text += (
             f"; on {fit['images']} held-out images the static form keeps {fit['overlap']:.1%} of what the exact one "
             f"keeps, and the same set on {fit['identical']:.1%}"
         )
+    if "decided" in record:
+        text += f"; {_decided(record['decided'])}"
+    if "proof" in record:
+        text += f"; {_proof(record['proof'])}"
+    if "training" in record:
+        text += f"; {_trained(record['training'], record['report'])}"
     if "held_out_loss" in record:
         text += f"; of what varies within a held-out image, the learned merge loses {record['held_out_loss']:.1%}"
     return text
+
+
+def _trained(training: dict[str, Any], report: dict[str, Any]) -> str:
+    """What training did to its loss, and what came of it beside plain top-k."""
+    loss, ours, plain = training["loss"], report["trained"], report["plain"]
+    params = "".join(f", {name}={value}" for name, value in plain["params"].items())
+    return (
+        f"{training['steps']} steps take the loss from {loss['start']:.4g} to {loss['end']:.4g}, on samples held out "
+        f"from {loss['held_out_before']:.4g} to {loss['held_out']:.4g}; on {report['samples']} of those the KL is "
+        f"{ours['kl']:.4g} with loyalty {ours['loyalty']:.1%}, plain top-k ({plain['method']}{params}) at "
+        f"{plain['tokens']} tokens {plain['kl']:.4g} with {plain['loyalty']:.1%}"
+    )
+
+
+def _searched(record: dict[str, Any]) -> str:
+    seen, held = record["cosine"], record["held_out"]
+    refused = sum("refused" in trial for trial in record["trials"])
+    return (
+        f"{len(record['trials'])} trials ({refused} refused) take the cosine to the full model from "
+        f"{seen['default']:.4f} to {seen['best']:.4f}, on samples held out from {held['default']:.4f} to "
+        f"{held['best']:.4f}"
+    )
+
+
+def _decided(decided: dict[str, Any]) -> str:
+    """What was fixed, and how far the samples are apart on it."""
+    fixed = ", ".join(f"{name}={value}" for name, value in decided["fixed"].items()) or "the defaults"
+    spread = ", ".join(f"{name} {least:.3g}..{most:.3g}" for name, (least, most) in decided["spread"].items())
+    return f"{fixed} by the {decided['by']} of {decided['samples']} samples ({spread})"
+
+
+def _proof(proof: dict[str, Any]) -> str:
+    """The frozen form beside the other, and their difference with its interval."""
+    parts = []
+    for name, percent in (("loyalty", True), ("kl", False), ("accuracy", True)):
+        if name in proof:
+            both = proof[name]
+            frozen, other = (both[one][0] if percent else both[one] for one in ("frozen", "other"))
+            spell = "{:.1%}".format if percent else "{:.3g}".format
+            gap, low, high = map(spell, both["difference"])
+            parts.append(f"{name} {spell(frozen)} beside {spell(other)} ({gap}, {low}..{high})")
+    return f"on {proof['samples']} held-out samples the frozen form against {proof['against']}: {', '.join(parts)}"
 
 
 def _plain(manifest: "Manifest") -> dict[str, Any]:
@@ -105,5 +161,7 @@ def _plain(manifest: "Manifest") -> dict[str, Any]:
 def _print(place: Path, manifest: "Manifest", *, written: bool) -> None:
     print_facts(f"{place}" if written else f"{place} (dry run: nothing was written)", manifest_facts(manifest))
     print_schedule(manifest)
+    print_set(manifest)
+    print_choice(manifest.calibration)
     if written:
         print_line(f"next: tokcarve export {place}")

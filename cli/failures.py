@@ -40,7 +40,8 @@ def guarded(verb: Callable[P, R]) -> Callable[P, R]:
         except TokcarveError as error:
             raise _exit(str(error), 2) from error
         except KeyboardInterrupt as error:
-            raise _exit("interrupted; nothing half-written is left", 130) from error
+            kept = f"; {error}" if str(error) else ""
+            raise _exit(f"interrupted; nothing half-written is left{kept}", 130) from error
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] not in _HOST_PACKAGES:
                 raise _exit(_fault(error), 1) from error

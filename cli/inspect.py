@@ -8,6 +8,7 @@ import typer
 
 from tokcarve.cli.compress import manifest_facts, print_schedule
 from tokcarve.cli.output import emit_json, print_facts, print_line, print_table
+from tokcarve.cli.sets import print_set
 
 if TYPE_CHECKING:
     from tokcarve.passes.describe import NodeRow
@@ -45,6 +46,7 @@ def inspect(
         return
     print_facts(str(found.directory), manifest_facts(found.manifest))
     print_schedule(found.manifest)
+    print_set(found.manifest)
     print_table("vision graph", ("node", "kind", "before", "after"), _side_by_side(**graphs["vision"]))
     whole, carved = graphs["language"]["before"], graphs["language"]["after"]
     if whole != carved:

@@ -1,6 +1,7 @@
 """`tokcarve profile`: what an exported artifact costs beside the unpruned model, and what it saved.
 
-`--json`: `Profile.record()`, described at the head of exporters/device/profile.py.
+`--json`: `Profile.record()`, described at the head of exporters/device/profile.py; of a budget set
+`SetProfile.record()`, described at the head of exporters/device/profile_set.py.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from tokcarve.cli.output import emit_json, print_facts, print_line, print_table,
 
 if TYPE_CHECKING:
     from tokcarve.exporters.device.profile import Profile
+    from tokcarve.exporters.device.profile_set import SetProfile
     from tokcarve.exporters.device.verdict import Stage
 
 __all__ = ["profile"]
@@ -37,10 +39,13 @@ def profile(
     from tokcarve.exporters.device.face import check_origin, read_face
     from tokcarve.exporters.device.profile import profile as measure
     from tokcarve.exporters.device.profile import rounds
+    from tokcarve.exporters.device.profile_set import profile_set, set_rounds
     from tokcarve.recipes.artifact import last, read_artifact
 
     found = read_artifact(artifact if artifact is not None else last())
     check_origin(found.directory, read_face(found.directory), found.manifest)
+    several = len(found.manifest.counts) if found.manifest.router is not None else 0
+    total = set_rounds(repeats, warm_up, several) if several else rounds(repeats, warm_up)
     with progress_bars() as progress:
         done = 0
 
@@ -48,21 +53,37 @@ def profile(
             nonlocal done
             done += 1
             if progress is not None:
-                progress("measuring", done, rounds(repeats, warm_up))
+                progress("measuring", done, total)
 
-        made = measure(
-            found.directory,
-            found.manifest.schedule,
-            repeats=repeats,
-            warm_up=warm_up,
-            max_new=max_new,
-            threads=threads,
-            tick=tick,
-        )
+        how: dict[str, Any] = {"repeats": repeats, "warm_up": warm_up, "max_new": max_new, "threads": threads}
+        if several:
+            whole = profile_set(found.directory, found.manifest, **how, tick=tick)
+            made, record = whole.largest, whole.record()
+        else:
+            made = measure(found.directory, found.manifest.schedule, **how, tick=tick)
+            record = made.record()
     if as_json:
-        emit_json("profile", made.record())
-    else:
-        _print(made)
+        emit_json("profile", record)
+        return
+    if several:
+        _print_set(whole)
+    _print(made)
+
+
+def _print_set(made: "SetProfile") -> None:
+    """Medians of every budget and what they come to; the largest budget is told of in full behind this."""
+    held = made.chooses.held_out
+    rows = [
+        (str(tokens), f"{share:.0%}", *(_milliseconds(one.stages[key].pruned.p50) for key in _ROWS))
+        for (tokens, one), share in zip(made.budgets.items(), held.shares, strict=True)
+    ]
+    expected = made.expected
+    rows.append((f"{held.mean_tokens:.0f} (expected)", "", *(_milliseconds(expected[key]) for key in _ROWS)))
+    columns = ("tokens", "share", *_ROWS.values())
+    print_table(f"budgets: median milliseconds, shares of {held.images} held-out samples", columns, rows)
+    part = made.router.p50 / made.largest.stages["encoder"].unpruned.p50
+    print_line(f"router: {made.router.p50:.2f} ms, {part:.1%} of the unpruned encoder, in the expected times")
+    print_line("")
 
 
 def _print(made: "Profile") -> None:

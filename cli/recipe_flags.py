@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokcarve.passes.errors import MethodError, RecipeError
+from tokcarve.passes.errors import BudgetError, MethodError, RecipeError
 
 if TYPE_CHECKING:
     from tokcarve.recipes.schema import Recipe
 
 __all__ = ["recipe_of"]
 
-BUDGET = ("keep", "tokens", "avg_tokens", "kv_mib", "prefill_flops", "max_text", "max_new")
-SAMPLES = {"limit": "count", "quantile": "quantile"}
+BUDGET = ("keep", "max_loss", "tokens", "mean_tokens", "avg_tokens", "kv_mib", "prefill_flops", "max_text", "max_new")
+SAMPLES = {"limit": "count", "quantile": "quantile", "trials": "trials", "steps": "steps"}
 """What is said of samples: the flag, and its name in a recipe."""
 
 
@@ -27,13 +27,16 @@ def recipe_of(given: Mapping[str, Any]) -> "Recipe":
 
     from tokcarve.recipes.make import make_recipe
     from tokcarve.recipes.method_recipes import METHOD_RECIPES
+    from tokcarve.recipes.schema import learns
 
     if model is None:
         raise RecipeError("no model was named; give a directory, a hub id or an alias such as tiny, or a --recipe")
     if method is None:
         raise MethodError(f"no method was named; give --method with one of {', '.join(METHOD_RECIPES)}")
+    budget = {name: given[name] for name in BUDGET}
+    budget |= {"tokens": _counts(given["tokens"]), "keep": _share(given["keep"])}
     for flag in SAMPLES:
-        if given[flag] is not None and given["samples"] is None:
+        if given[flag] is not None and given["samples"] is None and not learns(method, budget):
             raise RecipeError(f"--{flag} {given[flag]} is about samples, and there are none; give --samples as well")
     return make_recipe(
         model,
@@ -44,7 +47,7 @@ def recipe_of(given: Mapping[str, Any]) -> "Recipe":
         samples=given["samples"],
         source="command line",
         **{SAMPLES[flag]: given[flag] for flag in SAMPLES},
-        **{name: given[name] for name in BUDGET},
+        **budget,
     )
 
 
@@ -56,6 +59,27 @@ def _from_file(name: str, model: str | None, given: dict[str, Any]) -> "Recipe":
             raise RecipeError(f"{flag} was given together with --recipe {name}, which already says it; leave one out")
     recipe = load_recipe(shipped_recipes().get(name, Path(name)))
     return recipe if model is None else recipe.model_copy(update={"model": model})
+
+
+def _counts(text: str | None) -> int | tuple[int, ...] | None:
+    """64 or 64,128,192 as numbers; BudgetError for anything else."""
+    try:
+        counts = tuple(int(one) for one in text.split(",")) if text is not None else ()
+    except ValueError:
+        raise BudgetError(
+            f"--tokens {text} is no count of visual tokens; give one such as 64, or several such as 64,128,192"
+        ) from None
+    return counts if len(counts) > 1 else next(iter(counts), None)
+
+
+def _share(text: str | None) -> float | str | None:
+    """0.11 as a number, or auto; BudgetError for anything else."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise BudgetError(f"--keep {text} is neither a share of the visual tokens in (0, 1] nor auto") from None
 
 
 def _spelled(flags: dict[str, Any]) -> dict[str, Any]:

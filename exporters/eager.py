@@ -184,11 +184,14 @@ def _right_aligned(logits: Tensor, lengths: Tensor) -> Tensor:
     return torch.gather(logits, 1, at.unsqueeze(-1).expand_as(logits))
 
 
-def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> CarvedModel:
-    """The model an artifact describes, with the weights of its base checkpoint.
+def load(
+    directory: str | Path, *, tokens: int | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> CarvedModel:
+    """The model an artifact describes, with the weights of its base checkpoint; of a budget set that of `tokens`, or of
+    the largest count.
 
     ArtifactError when the artifact is missing, edited or its base weights changed; ModelError when they do not load.
     """
     artifact = read_artifact(Path(directory))
     base = read_model(artifact.open_base().path, dtype=dtype, device=device)
-    return CarvedModel(carve(base, artifact).graphs, base).eval()
+    return CarvedModel(carve(base, artifact, tokens).graphs, base).eval()

@@ -1,39 +1,38 @@
-"""An artifact into its `ort` face: eight ONNX graphs, one weight file, golden samples, and the record of the proof."""
+"""An artifact into its `ort` face: eight ONNX graphs, one weight file, golden samples, and the record of the proof.
+
+A budget set adds four graphs per further budget, which read the same weights, and a router.
+"""
 
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from torch import nn
 
 from tokcarve.exporters import verify
-from tokcarve.exporters.device.face import BASELINE, FACE_DIRECTORY, OrtFace, Side, file_record, seal
+from tokcarve.exporters.device.face import FACE_DIRECTORY, ROUTER, BudgetSide, OrtFace, Side, file_record, seal
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Face
-from tokcarve.exporters.golden import NEW_TOKENS, Golden, make_samples, reference, save_golden
-from tokcarve.exporters.modules import Shapes, face_graphs, shapes
+from tokcarve.exporters.golden import Golden, save_golden
+from tokcarve.exporters.modules import Shapes
 from tokcarve.exporters.onnx import OPSET, lower, weight_names
+from tokcarve.exporters.source import Source, golden_of, load_source
 from tokcarve.exporters.trt import TrtOutcome, prove_trt
 from tokcarve.exporters.weights import WeightFile
 from tokcarve.passes.errors import CheckError, ExportError
-from tokcarve.passes.families.load import read_model
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.graph import TokenGraphs
 from tokcarve.recipes.artifact import Artifact, read_artifact
 from tokcarve.recipes.atomic import replace_directory, write_file
-from tokcarve.recipes.carve import carve, whole
 from tokcarve.recipes.manifest import CheckRecord
 
 __all__ = ["ExportResult", "GraphFile", "export_ort"]
 
 Progress = Callable[[str, int, int], None]
 _WEIGHTS = "weights.data"
-
-# golden samples, or one batch alone where a model has so many weights that each would take minutes
-_SAMPLES, _LARGE = 4, 500_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +59,6 @@ class ExportResult:
     trt: TrtOutcome | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """A model to export: itself, carved and whole, and the constants of both."""
-
-    model: nn.Module
-    carved: TokenGraphs
-    plain: TokenGraphs
-    pruned: Shapes
-    unpruned: Shapes
-
-
 def export_ort(
     artifact: str | Path,
     *,
@@ -93,7 +81,7 @@ def export_ort(
     place = found.directory / FACE_DIRECTORY
     _check_request(found, place, batch=batch, max_text=max_text, max_new=max_new, force=force)
     tell("reading weights", 0, 1)
-    source = _load(found, batch=batch, max_text=max_text, max_new=max_new)
+    source = load_source(found, batch=batch, max_text=max_text, max_new=max_new)
     tell("reading weights", 1, 1)
     _check_room(source.model, found.directory)
     with replace_directory(place) as work:
@@ -138,18 +126,6 @@ def _check_request(artifact: Artifact, place: Path, *, batch: int, max_text: int
         raise ExportError(f"{place} exists; pass --force to replace it")
 
 
-def _load(artifact: Artifact, *, batch: int, max_text: int, max_new: int) -> _Source:
-    model = read_model(artifact.open_base().path)
-    carved, plain = carve(model, artifact).graphs, whole(model, artifact)
-    return _Source(
-        model=model,
-        carved=carved,
-        plain=plain,
-        pruned=shapes(carved, batch=batch, max_text=max_text, max_new=max_new),
-        unpruned=shapes(plain, batch=batch, max_text=max_text, max_new=max_new),
-    )
-
-
 def _check_room(model: nn.Module, directory: Path) -> None:
     wanted = int(1.05 * sum(p.numel() * p.element_size() for p in model.parameters())) + 2**24
     free = shutil.disk_usage(directory).free
@@ -160,17 +136,10 @@ def _check_room(model: nn.Module, directory: Path) -> None:
         )
 
 
-def _write_graphs(source: _Source, stage: Path, tell: Progress) -> tuple[GraphFile, ...]:
+def _write_graphs(source: Source, stage: Path, tell: Progress) -> tuple[GraphFile, ...]:
     names = weight_names(source.model)
-    table = names.get(source.carved.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
-    pieces = [
-        (f"{prefix}{name}.onnx", piece)
-        for prefix, graphs, sizes in (
-            ("", source.carved, source.pruned),
-            (BASELINE, source.plain, source.unpruned),
-        )
-        for name, piece in face_graphs(graphs, sizes).items()
-    ]
+    table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
+    pieces = list(source.pieces())
     written = []
     with WeightFile(stage / _WEIGHTS) as weights:
         for done, (name, piece) in enumerate(pieces):
@@ -203,7 +172,7 @@ def _graph_file(name: str, model: ir.Model, size: int, seconds: float) -> GraphF
 
 def _prove(
     artifact: Artifact,
-    source: _Source,
+    source: Source,
     work: Path,
     stage: Path,
     graphs: tuple[GraphFile, ...],
@@ -217,17 +186,8 @@ def _prove(
     checks.append(verify.check_weights(paths, dict((*source.model.named_parameters(), *source.model.named_buffers()))))
     _require(checks)
     tell("checking", 1, 3)
-    golden = _golden(source)
-    save_golden(golden, source.carved.geometry, stage / "golden.npz")
-    draft = _record(artifact, source, stage)
-    face = Face(artifact=work, record=draft, providers=("CPUExecutionProvider",))
-    for side, expected in (("pruned", golden.pruned), ("unpruned", golden.plain)):
-        pipeline = Pipeline(face, baseline=side == "unpruned")
-        checks += verify.check_numbers(pipeline, golden.samples, expected, side=side)
-        pipeline.release()
-    _require(checks)
-    power, open_questions = _judge(golden)
-    checks += power
+    more, open_questions = _compare(artifact, source, work, stage)
+    checks += more
     outcome = None
     if trt:
         tell("checking", 2, 3)
@@ -240,6 +200,34 @@ def _prove(
     kept = tuple(CheckRecord(name=check.name, passed=check.passed, detail=check.detail) for check in checks)
     final = _record(artifact, source, stage)
     return final.model_copy(update={"checks": kept, "not_checked": tuple(open_questions)}), outcome
+
+
+def _compare(artifact: Artifact, source: Source, work: Path, stage: Path) -> tuple[list[verify.Check], list[str]]:
+    """ONNX Runtime against torch on golden samples of every budget, which are written, and what that leaves open."""
+    checks, open_questions = list[verify.Check](), list[str]()
+    face = Face(artifact=work, record=_record(artifact, source, stage), providers=("CPUExecutionProvider",))
+    for one in source.carved:
+        golden = golden_of(source, one)
+        further = one is not source.largest
+        label = f"pruned to {one.budget}" if further else "pruned"
+        save_golden(golden, one.graphs.geometry, stage / (f"golden.k{one.budget}.npz" if further else "golden.npz"))
+        made = _numbers(Pipeline(face, baseline=False, budget=one.budget if further else None), golden, label)
+        if not further:
+            made += _numbers(Pipeline(face, baseline=True), golden, "unpruned")
+            if source.router is not None:
+                made.append(verify.check_router(face.open(ROUTER), source.router, golden.samples))
+        _require(made)
+        power, left = _judge(golden)
+        checks += made + [replace(check, name=f"{label}: {check.name}" if further else check.name) for check in power]
+        open_questions += [f"{label}: {text}" if further else text for text in left if text not in open_questions]
+    return checks, open_questions
+
+
+def _numbers(pipeline: Pipeline, golden: Golden, side: str) -> list[verify.Check]:
+    expected = golden.plain if pipeline.baseline else golden.pruned
+    made = verify.check_numbers(pipeline, golden.samples, expected, side=side)
+    pipeline.release()
+    return made
 
 
 def _judge(golden: Golden) -> tuple[list[verify.Check], list[str]]:
@@ -260,39 +248,30 @@ def _require(checks: list[verify.Check]) -> None:
         raise CheckError(f"the export does not hold and was not written: {failed[0].name}: {failed[0].detail}{more}")
 
 
-def _golden(source: _Source) -> Golden:
-    batch, sizes = source.pruned.batch, source.pruned
-    size = sum(weight.numel() for weight in source.model.parameters())
-    count = batch * (max(1, _SAMPLES // batch) if size < _LARGE else 1)
-    samples, skipped = make_samples(source.carved, count=count, max_text=sizes.prompt - sizes.tokens)
-    new = min(NEW_TOKENS, sizes.max_new)
-    return Golden(
-        samples=samples,
-        pruned=tuple(reference(source.carved, sample, new) for sample in samples),
-        plain=tuple(reference(source.plain, sample, new) for sample in samples),
-        skipped=skipped,
-    )
-
-
-def _record(artifact: Artifact, source: _Source, stage: Path) -> OrtFace:
-    sides = [
-        Side(tokens=sizes.tokens, rows=sizes.rows, capacities=sizes.capacities)
-        for sizes in (source.pruned, source.unpruned)
-    ]
+def _record(artifact: Artifact, source: Source, stage: Path) -> OrtFace:
+    sizes, plain = source.largest.sizes, source.plain.sizes
+    router = artifact.manifest.router
+    further = [BudgetSide(budget=one.budget or 0, **_counts(one.sizes)) for one in source.carved[1:]]
     files = {str(path.relative_to(stage)): file_record(path) for path in sorted(stage.rglob("*")) if path.is_file()}
     return OrtFace(
-        batch=source.pruned.batch,
-        total=source.pruned.total,
-        max_text=source.pruned.prompt - source.pruned.tokens,
-        max_new=source.pruned.max_new,
+        batch=sizes.batch,
+        total=sizes.total,
+        max_text=sizes.prompt - sizes.tokens,
+        max_new=sizes.max_new,
         opset=OPSET,
         dtype="float32",
         positions=artifact.manifest.positions,
-        pruned=sides[0],
-        baseline=sides[1],
+        pruned=Side(**_counts(sizes)),
+        baseline=Side(**_counts(plain)),
         geometry=artifact.manifest.geometry,
         files=files,
         checks=(),
         not_checked=(),
         artifact=artifact.manifest.digest,
+        budgets=tuple(further),
+        router=router,
     )
+
+
+def _counts(sizes: Shapes) -> dict[str, Any]:
+    return {"tokens": sizes.tokens, "rows": sizes.rows, "capacities": sizes.capacities}

@@ -14,13 +14,20 @@ from torch import Tensor
 
 from tokcarve.exporters.device.answer import OnToken
 from tokcarve.exporters.device.conversation import Conversation
-from tokcarve.exporters.eager import CarvedModel, load
+from tokcarve.exporters.device.route import Choice, Wish, decide
+from tokcarve.exporters.eager import CarvedModel
 from tokcarve.passes.errors import ExportError
+from tokcarve.passes.families.load import read_model
 from tokcarve.passes.inputs.images import load_image_processor
 from tokcarve.passes.inputs.prompt import PromptError, load_prompter
 from tokcarve.recipes.artifact import Artifact
+from tokcarve.recipes.carve import carve, router_of
 
-__all__ = ["Reply", "TorchVoice", "converse_in_torch", "reply_in_torch"]
+__all__ = ["ANY", "Reply", "TorchVoice", "converse_in_torch", "reply_in_torch"]
+
+
+ANY = Wish()
+"""The router chooses, for the mean that was calibrated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +39,20 @@ class Reply:
     kept_indices: tuple[int, ...]
     timings: dict[str, Any]
     device: str
+    choice: Choice | None = None
 
 
 @torch.inference_mode()
 def reply_in_torch(
-    artifact: Artifact, image: Image, prompt: str, max_new: int, threads: int | None, on_token: OnToken | None = None
+    artifact: Artifact,
+    image: Image,
+    prompt: str,
+    max_new: int,
+    threads: int | None,
+    on_token: OnToken | None = None,
+    wish: Wish = ANY,
 ) -> Reply:
-    """Up to `max_new` greedy tokens about `image`.
+    """Up to `max_new` greedy tokens about `image`; in a budget set by the one that `wish` names or the router chooses.
 
     Raises PromptError for fewer than one token or a prompt that names an image itself, and what `load` raises.
     """
@@ -51,7 +65,7 @@ def reply_in_torch(
     ids = torch.tensor([prompter.encode(prompt, geometry.total)])
     pixels = torch.from_numpy(load_image_processor(artifact.processor)([image]))
     prepared = _since(started)
-    model = load(artifact.directory)
+    model, choice = _load(artifact, pixels, wish)
     _check_stateless(model, artifact)
     started = perf_counter()
     made = model(input_ids=ids, pixel_values=pixels, use_cache=True)
@@ -73,6 +87,7 @@ def reply_in_torch(
         kept_indices=tuple(kept),
         timings={**timings, "decode": steps},
         device=str(model.device),
+        choice=choice,
     )
 
 
@@ -102,16 +117,32 @@ class TorchVoice:
         return int(made.logits[0, -1].argmax())
 
 
-def converse_in_torch(artifact: Artifact, image: Image, threads: int | None) -> tuple[str, Conversation]:
-    """A conversation about `image` with the model in torch, and where it runs."""
+def converse_in_torch(
+    artifact: Artifact, image: Image, threads: int | None, wish: Wish = ANY
+) -> tuple[str, Conversation, Choice | None]:
+    """A conversation about `image` with the model in torch, where it runs, and what the router chose."""
     _use(threads)
     geometry = artifact.manifest.geometry
     prompter = load_prompter(artifact.processor, geometry.image_token_id)
     pixels = torch.from_numpy(load_image_processor(artifact.processor)([image]))
-    model = load(artifact.directory).requires_grad_(False)
+    model, choice = _load(artifact, pixels, wish)
     _check_stateless(model, artifact)
     talk = Conversation(prompter, TorchVoice(model, pixels), geometry.eos_token_ids, geometry.total)
-    return str(model.device), talk
+    return str(model.device), talk, choice
+
+
+def _load(artifact: Artifact, pixels: Tensor, wish: Wish) -> tuple[CarvedModel, Choice | None]:
+    """The model that answers about an image [1, 3, height, width], and by what choice of the router."""
+    tokens, choice = wish.named(artifact.manifest), None
+    base = read_model(artifact.open_base().path)
+    router = router_of(base, artifact) if tokens is None else None
+    if router is not None and artifact.manifest.router is not None:
+        started = perf_counter()
+        with torch.no_grad():
+            losses = router(pixels)[0].numpy()
+        choice = decide(artifact.manifest.router, losses, wish.mean_tokens, _since(started))
+        tokens = choice.tokens
+    return CarvedModel(carve(base, artifact, tokens).graphs, base).eval().requires_grad_(False), choice
 
 
 def _use(threads: int | None) -> None:

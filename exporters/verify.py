@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokcarve.exporters.device.pipeline import Pipeline, greedy
+from tokcarve.exporters.device.session import Graph
 from tokcarve.exporters.golden import Golden, Reference
 from tokcarve.passes.asking import Question
+from tokcarve.passes.router import Router
 
-__all__ = ["TOLERANCES", "Check", "check_graph", "check_numbers", "check_power", "check_weights"]
+__all__ = ["TOLERANCES", "Check", "check_graph", "check_numbers", "check_power", "check_router", "check_weights"]
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
 """Largest difference from torch, as a share of the largest value compared (but of at least 1), by dtype."""
@@ -171,6 +173,16 @@ def _same_tokens(name: str, found: Sequence[list[int]], expected: Sequence[Refer
             break
     detail = f"{compared - ties} tokens equal" + (f", {ties} ties" if ties else "")
     return Check(name=name, passed=compared > ties, detail=detail)
+
+
+def check_router(graph: Graph, router: Router, samples: Sequence[Question], dtype: str = "float32") -> Check:
+    """The losses that ONNX Runtime predicts of the samples against torch."""
+    batch, pairs = graph.shapes["pixel_values"][0], []
+    for start in range(0, len(samples), batch):
+        pixels = torch.cat([sample.pixel_values for sample in samples[start : start + batch]])
+        with torch.no_grad():
+            pairs.append((graph.run({"pixel_values": pixels.numpy()})["losses"], router(pixels)))
+    return _close("router: predicted losses", pairs, dtype)
 
 
 def check_power(golden: Golden, dtype: str = "float32") -> Check:

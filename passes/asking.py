@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokcarve.passes.graph import Read, Seen, TokenGraphs, visual_start
 
-__all__ = ["Likeness", "Question", "Reply", "ask", "likeness"]
+__all__ = ["Likeness", "Question", "Reply", "ask", "likeness", "surprise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,13 @@ class Likeness:
 
 
 @torch.no_grad()
-def ask(graphs: TokenGraphs, question: Question, new: int, said: Sequence[int] | None = None) -> Reply:
+def ask(
+    graphs: TokenGraphs, question: Question, new: int, said: Sequence[int] | None = None, seen: Seen | None = None
+) -> Reply:
     """`new` rows of an answer to one question; each row is fed the best token of the row before it, or with `said` the
-    token that was said there."""
+    token that was said there. `seen`: what the vision graph gave, where it ran before."""
     image = graphs.geometry.image_token_id
-    seen = graphs.see(question.pixel_values, *question.prompt(image, 1))
+    seen = seen if seen is not None else graphs.see(question.pixel_values, *question.prompt(image, 1))
     ids, length = question.prompt(image, seen.features.shape[1])
     with _overheard(graphs.parts.norm) as hidden:
         read, positions = graphs.read(ids, seen, length, question.state)
@@ -96,13 +98,25 @@ def ask(graphs: TokenGraphs, question: Question, new: int, said: Sequence[int] |
 
 def likeness(full: Reply, carved: Reply, stops: Sequence[int]) -> Likeness:
     """Of two replies to one question, the second made to say what the first says; rows behind a stop do not count."""
-    end = next((i + 1 for i, token in enumerate(full.tokens) if token in stops), len(full.tokens))
+    end = _end(full, stops)
     wanted, found = (torch.log_softmax(one.logits[:end].double(), dim=1) for one in (full, carved))
     divergence = (wanted.exp() * (wanted - found)).sum(dim=1).clamp_min(0)
     cosine = torch.nn.functional.cosine_similarity(full.hidden.double(), carved.hidden.double(), dim=0)
     return Likeness(
         kl=float(divergence.mean()), same=full.tokens[:end] == carved.tokens[:end], cosine=float(cosine.clamp(-1, 1))
     )
+
+
+def surprise(full: Reply, one: Reply, stops: Sequence[int]) -> float:
+    """The cross-entropy, in nats per token, of what `full` says under `one`, which was made to say it."""
+    said = full.tokens[: _end(full, stops)]
+    sure = torch.log_softmax(one.logits[: len(said)].double(), dim=1)
+    return float(-sure[torch.arange(len(said)), torch.tensor(said)].mean())
+
+
+def _end(reply: Reply, stops: Sequence[int]) -> int:
+    """How many rows of a reply count: the first stop is the last of them."""
+    return next((i + 1 for i, token in enumerate(reply.tokens) if token in stops), len(reply.tokens))
 
 
 @contextmanager

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
+from tokcarve.passes.decide import typical
 from tokcarve.passes.graph import Seen, TokenGraphs
 from tokcarve.passes.insert import RewriteResult
 
@@ -84,8 +84,7 @@ def frozen_counts(observed: Sequence[Mapping[str, int]], tokens: int, quantile: 
     frozen, alive = {}, None
     for site in observed[0]:
         counts = [image[site] for image in observed]
-        typical = sum(counts) / len(counts) if quantile is None else float(np.quantile(counts, quantile))
-        count = max(tokens, round(typical))
+        count = max(tokens, round(typical(counts, quantile)))
         alive = count if alive is None else min(alive, count)
         frozen[site] = alive
     return frozen

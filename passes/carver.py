@@ -11,7 +11,7 @@ from tokcarve.passes.blocks import Attend, Feed, VisionBlock
 from tokcarve.passes.errors import TapNotFound
 from tokcarve.passes.graph import Thread, TokenGraphs, drop_prefix, give, input_node, results
 from tokcarve.passes.stage import Stage
-from tokcarve.passes.taps import TAPS, Text, Tokens
+from tokcarve.passes.taps import TAPS, Tokens
 from tokcarve.passes.writer import Choose, Take, Writer
 
 __all__ = ["Carver"]
@@ -79,7 +79,7 @@ class Carver(Writer):
         if tap.source == "prompt":
             ids, lengths = (input_node(self.module, one) for one in _PROMPT)
             parts, image = self.graphs.parts, self.graphs.geometry.image_token_id
-            return self.add(name, Text(parts.embed_tokens, image), ids, lengths)
+            return self.add(name, tap.made_of(parts.embed_tokens, image), ids, lengths)
         if tap.source == "next":
             return self.add(name, tap.made_of(self._next_block()), self.site)
         return self.add(name, tap.made_of(self._block()), *self.site.args)

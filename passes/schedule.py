@@ -1,11 +1,15 @@
 """Which layers of a language model a method cuts behind, and how many tokens it leaves there: integers, once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 
-__all__ = ["after_layer", "dropping", "geometric", "layers_at", "on_lines"]
+__all__ = ["after_layer", "apportion", "divided_as", "dropping", "geometric", "layers_at", "on_lines"]
+
+REACHES = (2, 8, 64)
+"""Tokens around their exact share within which counts are looked for, one after the other."""
 
 DEPTH = 32
 """Layers of the language model for which the literature names its layers."""
@@ -66,3 +70,76 @@ def on_lines(points: Sequence[tuple[int, Sequence[int]]], at: float) -> list[flo
     lower, upper = next(pair for pair in zip(points, points[1:], strict=False) if at <= pair[1][0])
     share = (at - lower[0]) / (upper[0] - lower[0])
     return [low + (high - low) * share for low, high in zip(lower[1], upper[1], strict=True)]
+
+
+def apportion(
+    weights: Sequence[int | float], total: int, *, least: int, most: int, lengths: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Counts in `least`..`most` that never rise, as nearly proportional to `weights` (> 0) as whole tokens allow.
+
+    Each stands for `lengths` layers (1 unless told), and over all layers they sum to exactly `total`; of all such
+    counts these are the nearest by squares, weighed by layers. MethodError where there are none.
+    """
+    lengths = [1] * len(weights) if lengths is None else list(lengths)
+    if least * sum(lengths) <= total <= most * sum(lengths) and total % math.gcd(*lengths) == 0:
+        ideal = _scaled_to([min(weights[: i + 1]) for i in range(len(weights))], total, least, most, lengths)
+        for reach in REACHES:
+            ranges = [range(max(least, int(one) - reach), min(most, int(one) + reach) + 1) for one in ideal]
+            found = _nearest(ideal, total, ranges, lengths)
+            if found is not None:
+                return found
+    raise MethodError(f"no counts of {least}..{most} sum to {total} over {lengths} layers; ask for another count")
+
+
+def _nearest(
+    ideal: Sequence[float], total: int, ranges: Sequence[range], lengths: Sequence[int]
+) -> tuple[int, ...] | None:
+    """The counts out of `ranges`, never rising, nearest to `ideal`, that sum to `total` over all layers."""
+    behind = [0]  # the least that the counts behind each place come to, the first place last
+    for span, length in zip(ranges[:0:-1], lengths[:0:-1], strict=True):
+        behind.append(behind[-1] + length * span[0])
+    # how far off counts are, what they sum to, and the counts themselves, negated: a tie goes to more at the first
+    ways: list[tuple[float, int, tuple[int, ...]]] = [(0.0, 0, ())]
+    for one, span, length in zip(ideal, ranges, lengths, strict=True):
+        room = total - behind.pop()
+        best: dict[tuple[int, int], tuple[float, int, tuple[int, ...]]] = {}
+        for far, spent, counts in ways:
+            for count in span:
+                if (counts and count > -counts[-1]) or spent + length * count > room:
+                    break
+                way = (far + length * (count - one) ** 2, spent + length * count, (*counts, -count))
+                state = count, way[1]
+                best[state] = min(way, best.get(state, way))
+        ways = list(best.values())
+    exact = [way for way in ways if way[1] == total]
+    return tuple(-count for count in min(exact)[2]) if exact else None
+
+
+def _scaled_to(
+    weights: Sequence[int | float], total: int, least: int, most: int, lengths: Sequence[int]
+) -> list[float]:
+    """`weights` times one number, held within bounds, so that they sum to `total` over all layers."""
+
+    def held(scale: float) -> list[float]:
+        return [float(min(max(weight * scale, least), most)) for weight in weights]
+
+    low, high = 0.0, most / min(weights)
+    for _ in range(100):
+        middle = (low + high) / 2
+        reached = math.fsum(n * one for n, one in zip(lengths, held(middle), strict=True))
+        low, high = (middle, high) if reached <= total else (low, middle)
+    return held(low)
+
+
+def divided_as(wanted: Mapping[str, float], planned: Mapping[str, int], total: int) -> dict[str, int]:
+    """Counts behind the sites of `planned`, with its mean over layers and its last count; those before the last are
+    as nearly proportional to `wanted` as `apportion` makes them."""
+    *free, last = planned
+    if len(free) < 2:
+        return dict(planned)
+    ends = [int(site.rpartition(".")[2]) for site in planned]
+    spans = [later - one for one, later in zip(ends, ends[1:], strict=False)]
+    whole = sum(span * planned[site] for span, site in zip(spans, free, strict=True))
+    weights = [max(1e-3, wanted.get(site, 0.0)) for site in free]
+    found = apportion(weights, whole, least=planned[last], most=total, lengths=spans)
+    return dict(zip(planned, (*found, planned[last]), strict=True))

@@ -1,15 +1,32 @@
 """What a method is made of: the facts about it, and the stages it plans."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
 from tokcarve.passes.geometry import Geometry
 
-__all__ = ["Carry", "Fit", "Frozen", "How", "Method", "MethodFacts", "Outcome", "Rule", "Signals", "Stage"]
+if TYPE_CHECKING:
+    from tokcarve.passes.trainee import Trainee
+
+__all__ = [
+    "Carry",
+    "Decision",
+    "Fit",
+    "Frozen",
+    "How",
+    "Look",
+    "Method",
+    "MethodFacts",
+    "Outcome",
+    "Rule",
+    "Signals",
+    "Span",
+    "Stage",
+]
 
 How = Literal["observe", "choose", "mask", "merge", "resize", "exit", "lean"]
 Signals = dict[str, Tensor]
@@ -34,9 +51,9 @@ def _nothing(signals: Signals, carry: Carry) -> Outcome:
 class Stage:
     """One place where tokens are scored and possibly reduced.
 
-    `rule(signals, carry)` is a pure function. signals holds the taps named in `reads` (and "alive", bool
-    [batch, n], while tokens are masked); carry holds what the rule before it handed on, cut to the tokens of this
-    site. The outcome holds every name in `carries`, [batch, n, ...], and
+    `rule(signals, carry)` is a pure function. signals holds the taps named in `reads` (and "alive" while tokens are
+    masked, bool [batch, n], or while a Trainee drops them softly, float32 in 0..1); carry holds what the rule before
+    it handed on, cut to the tokens of this site. The outcome holds every name in `carries`, [batch, n, ...], and
       observe  nothing else: no token is dropped here
       choose   "score" [batch, n], higher means keep: the `keep` best stay, in image order
       mask     "score" and "count" int64 [batch]: the rest stay in the tensor but are attended to no more
@@ -53,6 +70,7 @@ class Stage:
     or are numbered again from 0 for the layers behind, and with `cuts_cache` the layers up to the site keep their keys
     and values of those rows only. An observing stage may name entries of its outcome in `gives`: whoever runs the model
     gets them, of the prompt and of every decoded row, whose last row is the new one; such a stage reads last_attention.
+    Those of a Decision may read anything, for only the prompt is run.
     """
 
     site: str
@@ -85,6 +103,17 @@ class MethodFacts:
     licence: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """One dimension of a search: from `low` to `high`; `start` is where the method stands. of: the hyper-parameter that
+    it decides, where it is not the one of its name."""
+
+    low: float
+    high: float
+    start: float
+    of: str | None = None
+
+
 class Fit(ABC):
     """What a method learns from samples: fed the tokens that leave `site`, batch by batch, then solved once.
 
@@ -115,6 +144,41 @@ class Fit(ABC):
         image were its mean token."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One sample under a Decision. seen: what its `measure` made; tried: round by round, for every variant kl, same,
+    cosine (see asking.Likeness), and surprise and full_surprise: nats per token of the full model's answer under the
+    variant and under the full model itself."""
+
+    seen: Mapping[str, Any] = field(default_factory=dict)
+    tried: Sequence[Sequence[Mapping[str, Any]]] = ()
+
+
+class Decision(ABC):
+    """What a method leaves open, and how samples settle it: each is looked at, and all looks give the parameters.
+
+    With `each`, one sample alone decides too: that is the form which decides per image.
+    """
+
+    each: ClassVar[bool] = False
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Put into the unpruned model; what they give of a prompt is measured."""
+        return ()
+
+    def measure(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
+        """JSON of what `stages` gave of one sample, tensors [1, ...]."""
+        return {}
+
+    def tries(self, looks: Sequence[Look]) -> tuple["Method", ...]:
+        """Variants that the next round compares with the full model; () when enough is known."""
+        return ()
+
+    @abstractmethod
+    def settle(self, looks: Sequence[Look]) -> tuple["Method", dict[str, list[int | float]]]:
+        """The method with its parameters fixed, and the least and most over samples of what fixed them, by name."""
+
+
 class Method(ABC):
     """A published way of reducing visual tokens: a frozen dataclass of hyper-parameters and a plan."""
 
@@ -128,6 +192,30 @@ class Method(ABC):
         """The per-image form whose counts calibration measures; None for a method that leaves no count open."""
         return None
 
+    def decides(self, geometry: Geometry, tokens: int, quantile: float | None = None) -> Decision | None:
+        """How samples settle the parameters that are open, by mean or by `quantile`; None where none is."""
+        return None
+
     def fit(self, geometry: Geometry, tokens: int) -> Fit | None:
         """What learns this method's tensors from samples; None for a method without any."""
         return None
+
+    def trainable(self, geometry: Geometry, tokens: int) -> "Trainee | None":
+        """The module of this method that is trained on samples; None for a method without one."""
+        return None
+
+    def learns(self, geometry: Geometry, tokens: int) -> bool:
+        """Whether the method cannot do without samples."""
+        return self.fit(geometry, tokens) is not None or self.trainable(geometry, tokens) is not None
+
+    def space(self, geometry: Geometry, tokens: int, *, exact: bool) -> Mapping[str, Span]:
+        """What a search over samples may vary, by name; nothing for a method that says nothing of it.
+
+        With `exact` the count behind the last stage was asked for, else only what `tokens` comes to.
+        """
+        return {}
+
+    def at(self, point: Mapping[str, float], geometry: Geometry, tokens: int, *, exact: bool) -> "tuple[Method, int]":
+        """The method at a point of its space, or of a part of it, and its count: of no larger mean over the language
+        layers than this method has at `tokens`."""
+        return replace(self, **point), tokens  # type: ignore[type-var]

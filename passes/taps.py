@@ -14,7 +14,20 @@ from torch import Tensor, nn
 
 from tokcarve.passes.blocks import VisionBlock
 
-__all__ = ["TAPS", "Attention", "ClsAttention", "ClsQuery", "Keys", "Tap", "Text", "Tokens", "Values", "needs_cls"]
+__all__ = [
+    "TAPS",
+    "Attention",
+    "ClsAttention",
+    "ClsQuery",
+    "Keys",
+    "Tap",
+    "Text",
+    "TextPlaces",
+    "TextRows",
+    "Tokens",
+    "Values",
+    "needs_cls",
+]
 
 
 def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
@@ -93,28 +106,57 @@ class Tokens(nn.Module):
         return hidden[:, self.prefix :].float()
 
 
-class Text(nn.Module):
-    """Mean input embedding of the question: [batch, hidden].
-
-    The question is the text behind the image, or all text of a prompt that ends with the image; padding is left out.
-    """
+class _OfPrompt(nn.Module):
+    """The question is the text behind the image, or all text of a prompt that ends with the image; padding is left
+    out."""
 
     def __init__(self, embed_tokens: nn.Module, image_token_id: int) -> None:
         super().__init__()
         self.embed_tokens = embed_tokens
         self.image_token_id = image_token_id
 
-    def forward(
-        self, input_ids: Int[Tensor, "batch rows"], prompt_lengths: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch hidden"]:
+    def asked(self, input_ids: Tensor, prompt_lengths: Tensor) -> Tensor:
+        """1.0 for every row of the question: [batch, rows]."""
         order = torch.arange(input_ids.shape[1], device=input_ids.device).float()
         image, length = input_ids == self.image_token_id, prompt_lengths.unsqueeze(1).float()
         last = torch.where(image, order, -1.0).amax(dim=1, keepdim=True)
         behind = (order > last) | (last >= length - 1)
-        asked = (behind & ~image & (order < length)).float().unsqueeze(-1)
-        rows = self.embed_tokens(torch.where(image, 0, input_ids)).float()
-        mean: Tensor = (rows * asked).sum(dim=1) / asked.sum(dim=1).clamp_min(1)
+        return (behind & ~image & (order < length)).float()
+
+    def rows(self, input_ids: Tensor, asked: Tensor) -> Tensor:
+        """Input embeddings [batch, rows, hidden], zero where nothing is asked."""
+        image = input_ids == self.image_token_id
+        found: Tensor = self.embed_tokens(torch.where(image, 0, input_ids)).float()
+        return found * asked.unsqueeze(-1)
+
+
+class Text(_OfPrompt):
+    """Mean input embedding of the question: [batch, hidden]."""
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch rows"], prompt_lengths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch hidden"]:
+        asked = self.asked(input_ids, prompt_lengths)
+        mean: Tensor = self.rows(input_ids, asked).sum(dim=1) / asked.sum(dim=1, keepdim=True).clamp_min(1)
         return mean
+
+
+class TextRows(_OfPrompt):
+    """Input embeddings of the question: [batch, rows, hidden], zero in the rows of the prompt that are not of it."""
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch rows"], prompt_lengths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch rows hidden"]:
+        return self.rows(input_ids, self.asked(input_ids, prompt_lengths))
+
+
+class TextPlaces(_OfPrompt):
+    """Which rows of the prompt are the question: [batch, rows], 1.0 or 0.0."""
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch rows"], prompt_lengths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch rows"]:
+        return self.asked(input_ids, prompt_lengths)
 
 
 @dataclass(frozen=True)
@@ -141,6 +183,8 @@ TAPS: dict[str, Tap] = {
     "next_cls_query": Tap("next", ClsQuery, cls=True),
     "pixels": Tap("pixels", nn.Identity),
     "text": Tap("prompt", Text),
+    "text_rows": Tap("prompt", TextRows),
+    "text_places": Tap("prompt", TextPlaces),
 }
 
 

@@ -90,12 +90,17 @@ def _against(query: Tensor, key: Tensor) -> Tensor:
     return grouped.view(batch, heads, r, key.shape[2])
 
 
-def attended(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """Attention probabilities [batch, heads, r, rows] of scaled queries, where the boolean `mask` allows it."""
-    return torch.softmax(torch.where(mask, _against(query, key), _LOWEST), dim=-1)
+def attended(query: Tensor, key: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention probabilities [batch, heads, r, rows] of scaled queries, where the boolean `mask` allows it; `bias`
+    [batch, 1, 1, rows] is added to the logits."""
+    logits = _against(query, key)
+    return torch.softmax(torch.where(mask, logits if bias is None else logits + bias, _LOWEST), dim=-1)
 
 
 class _Tap(nn.Module):
+    bias: Tensor | None = None
+    """Of every key, [batch, 1, 1, rows]: set while tokens are dropped softly."""
+
     def __init__(self, block: TextBlock, place: Place, norm: nn.Module) -> None:
         super().__init__()
         self.block, self.place, self.norm = block, place, norm
@@ -113,7 +118,7 @@ class _Tap(nn.Module):
         """What `rows` int64 [batch, r] attend to: [batch, heads, r, rows], each sums to 1."""
         seen = torch.arange(hidden.shape[1], device=hidden.device) <= rows.unsqueeze(2)
         queries = self.queries(hidden, cos, sin, rows)
-        return attended(queries, self.keys(hidden, cos, sin).float(), seen.unsqueeze(1))
+        return attended(queries, self.keys(hidden, cos, sin).float(), seen.unsqueeze(1), self.bias)
 
     def columns(self, attention: Tensor, start: Tensor) -> Tensor:
         """The visual columns of [batch, ..., rows] -> [batch, ..., count]."""
@@ -279,6 +284,7 @@ TEXT_TAPS: dict[str, TextTap] = {
     "text_attention": TextTap("layer", TextAttention),
     "text_gravity": TextTap("layer", TextGravity),
     "text_keys": TextTap("layer", TextKeys),
+    "visual_attention": TextTap("layer", VisualAttention),
     "visual_keys": TextTap("layer", VisualKeys),
     "visual_values": TextTap("layer", VisualValues),
     "received_attention": TextTap("layer", ReceivedAttention),
@@ -287,3 +293,6 @@ TEXT_TAPS: dict[str, TextTap] = {
     "next_visual_keys": TextTap("next", VisualKeys),
     "guide": TextTap("input"),
 }
+
+CALLER = frozenset(name for name, tap in TEXT_TAPS.items() if tap.source == "input")
+"""Taps that read what whoever runs the model gives."""

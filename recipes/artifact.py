@@ -11,15 +11,16 @@ It is written beside its place and renamed, so that an interruption leaves the o
 
 import contextlib
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokcarve.passes.checkpoint import Checkpoint, changed_files, open_directory, resolve
+from tokcarve.passes.checkpoint import ALIASES, Checkpoint, changed_files, open_directory, resolve
 from tokcarve.passes.errors import ArtifactError, ModelError
 from tokcarve.recipes.atomic import check_target, copy_file, replace_directory, write_file
 from tokcarve.recipes.files import load_recipe
-from tokcarve.recipes.manifest import Manifest, parse_manifest, seal
+from tokcarve.recipes.manifest import Manifest, MethodRecord, parse_manifest, seal
 from tokcarve.recipes.schema import Recipe
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
 
 MANIFEST = "tokcarve.json"
 _RECIPE, _PROCESSOR, _MODEL, _MODULES = "recipe.yaml", "processor", "model", "modules.safetensors"
+_BASE = "base.json"
 _LAST = Path(".tokcarve") / "last"
 _PROCESSOR_FILES = (
     "added_tokens.json",
@@ -82,10 +84,11 @@ class Artifact:
         Raises ModelError where it is gone or damaged, ArtifactError where its config or weights are not the same.
         """
         record = self.manifest.model
-        path = self.directory / record.path  # an absolute path replaces the directory
+        inside = self.directory / _MODEL
+        path = inside if inside.is_dir() else _base_path(self.directory / _BASE)
         if path.is_dir():
             base = open_directory(path, name=record.name, revision=record.revision)
-        elif os.path.isabs(record.name) or record.name.startswith("."):
+        elif record.revision is None and record.name not in ALIASES:
             raise ModelError(f"{path}, the base weights of {self.directory}, is gone; put it back, or compress again")
         else:
             base = resolve(record.name)
@@ -98,10 +101,10 @@ class Artifact:
         return base
 
 
-def default_directory(checkpoint: Checkpoint, method: str, tokens: int) -> Path:
-    """NAME-METHOD-kN in the working directory, NAME being the last part of what the model was called."""
+def default_directory(checkpoint: Checkpoint, method: str, count: str) -> Path:
+    """NAME-METHOD-COUNT in the working directory, NAME being the last part of what the model was called."""
     name = Path(checkpoint.name).name or checkpoint.path.name
-    return Path(f"{name if name != '..' else checkpoint.path.name}-{method}-k{tokens}")
+    return Path(f"{name if name != '..' else checkpoint.path.name}-{method}-{count}")
 
 
 def check_output(directory: Path, *, force: bool) -> None:
@@ -136,8 +139,6 @@ def write_artifact(
     older artifact is untouched.
     """
     check_output(directory, force=force)
-    if copy_weights:
-        manifest = manifest.model_copy(update={"model": manifest.model.model_copy(update={"path": _MODEL})})
     if modules is not None:
         manifest = manifest.model_copy(update={"modules": hashlib.sha256(modules).hexdigest()})
     manifest = seal(manifest)
@@ -147,11 +148,27 @@ def write_artifact(
         if copy_weights:
             shards = tuple(shard.name for shard in checkpoint.shards)
             _copy_files(checkpoint.path, work / _MODEL, (*_MODEL_FILES, *shards))
+        else:
+            write_file(work / _BASE, json.dumps({"path": str(checkpoint.path)}) + "\n")
         if modules is not None:
             write_file(work / _MODULES, modules)
         write_file(work / _RECIPE, recipe_yaml)
         write_file(work / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return read_artifact(place)
+
+
+def _base_path(file: Path) -> Path:
+    """Where the base weights were when the artifact was written, the only thing in it that knows a machine."""
+    try:
+        return Path(str(json.loads(file.read_text(encoding="utf-8"))["path"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{file} does not say where the base weights are ({error}); compress again") from None
+
+
+def _asked(manifest: Manifest) -> MethodRecord:
+    """The method as the recipe has it: calibration may have chosen other parameters, and then says what was asked."""
+    asked = (manifest.calibration or {}).get("asked")
+    return manifest.method if asked is None else MethodRecord(**asked)
 
 
 def read_artifact(directory: Path) -> Artifact:
@@ -168,7 +185,8 @@ def read_artifact(directory: Path) -> Artifact:
         raise ArtifactError(f"{place / _RECIPE} is missing; run `tokcarve compress` again")
     recipe = load_recipe(place / _RECIPE)
     asked = (recipe.method.name, recipe.method.parameters, recipe.budget.asked, recipe.positions)
-    made = (manifest.method.name, manifest.method.params, manifest.budget.asked, manifest.positions)
+    method = _asked(manifest)
+    made = (method.name, method.params, manifest.budget.asked, manifest.positions)
     if asked != made:
         raise ArtifactError(
             f"{place / _RECIPE} asks for something else than {MANIFEST} beside it records; "

@@ -10,7 +10,7 @@ from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.stage import Method, Stage
 from tokcarve.recipes.schema import Budget
 
-__all__ = ["resolve_budget"]
+__all__ = ["mean_tokens", "resolve_budget", "within"]
 
 MIB = 2.0**20
 
@@ -27,7 +27,9 @@ class _Wish:
 def resolve_budget(budget: Budget, method: Method, geometry: Geometry) -> int:
     """The count of visual tokens behind the last stage; BudgetError, with what can be reached, where none fits."""
     if budget.keep is not None or budget.tokens is not None:
-        return count_for(keep=budget.keep, tokens=budget.tokens, total=geometry.total)
+        keep, tokens = budget.keep, budget.tokens
+        assert keep != "auto" and not isinstance(tokens, tuple), "what samples or a router decide is no count yet"
+        return count_for(keep=keep, tokens=tokens, total=geometry.total)
     name, asked = next(iter(budget.asked.items()))
     wish = _wish(name, budget, geometry)
     reached = _reached(method, geometry, wish)
@@ -43,6 +45,19 @@ def resolve_budget(budget: Budget, method: Method, geometry: Geometry) -> int:
     if wish.limit:
         return max(count for count, value in reached.items() if value <= asked)
     return min(reached, key=lambda count: (abs(reached[count] - asked), count))
+
+
+def mean_tokens(method: Method, geometry: Geometry, tokens: int) -> float:
+    """Visual tokens per layer of the language model."""
+    return float(_wish("avg_tokens", Budget(avg_tokens=1), geometry).measure(_planned(method, geometry, tokens)))
+
+
+def within(budget: Budget, method: Method, geometry: Geometry, tokens: int) -> bool:
+    """Whether a schedule keeps to a budget that says how much at most; True of other budgets."""
+    name, asked = next(iter(budget.asked.items()))
+    if name not in ("kv_mib", "prefill_flops"):
+        return True
+    return bool(_wish(name, budget, geometry).measure(_planned(method, geometry, tokens)) <= asked)
 
 
 def _wish(name: str, budget: Budget, geometry: Geometry) -> _Wish:
@@ -84,7 +99,9 @@ def _planned(method: Method, geometry: Geometry, count: int) -> list[Stage]:
     if method.fit(geometry, count) is not None:
         # what is learned is one merge before the language model, which samples have yet to fill
         return [Stage(site="connector", how="merge", keep=count)]
-    return [stage for stage in method.stages(geometry, count, None) if stage.how != "observe"]
+    trainee = method.trainable(geometry, count)
+    stages = method.stages(geometry, count, None) if trainee is None else trainee.stages(trainee.blank())
+    return [stage for stage in stages if stage.how != "observe"]
 
 
 def _stored(geometry: Geometry, stages: Sequence[Stage]) -> list[int]:

@@ -5,6 +5,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from safetensors.torch import load as load_tensors
+from torch import Tensor
 
 from tokcarve.passes import families
 from tokcarve.passes.blocks import Embedding
@@ -13,11 +14,12 @@ from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import RewriteResult, StageRecord, rewrite
 from tokcarve.passes.methods import METHODS
+from tokcarve.passes.router import PREFIX, Glimpse, Router
 from tokcarve.passes.stage import Frozen, Method, Stage
 from tokcarve.passes.taps import needs_cls
 from tokcarve.recipes.artifact import Artifact
 
-__all__ = ["carve", "method_of", "name_of", "params_of", "planned", "record", "rewritten", "whole"]
+__all__ = ["carve", "method_of", "name_of", "params_of", "planned", "record", "rewritten", "router_of", "whole"]
 
 
 def method_of(name: str, params: dict[str, Any]) -> Method:
@@ -71,26 +73,44 @@ def rewritten(
     return rewrite(graphs, planned(method, geometry, tokens, frozen, positions))
 
 
-def carve(model: Any, artifact: Artifact) -> RewriteResult:
-    """The graphs of `model` (weights or meta device) as `artifact` records them.
+def carve(model: Any, artifact: Artifact, tokens: int | None = None) -> RewriteResult:
+    """The graphs of `model` (weights or meta device) as `artifact` records them; of a budget set those of `tokens`, or
+    of the largest.
 
-    ArtifactError when this version of tokcarve would plan another schedule than the manifest records.
+    ArtifactError when this version of tokcarve would plan another schedule than the manifest records, BudgetError for
+    a count that it does not have.
     """
     manifest = artifact.manifest
     method = method_of(manifest.method.name, dict(manifest.method.params))
-    stored = artifact.tensors()
-    frozen = Frozen(
-        counts={stage.site: stage.keep for stage in manifest.schedule},
-        tensors={} if stored is None else load_tensors(stored),
-    )
-    result = rewritten(families.capture(model), method, manifest.budget.tokens, frozen, manifest.positions)
+    count = manifest.budget.tokens if tokens is None else tokens
+    schedule = manifest.schedule_of(count)
+    frozen = Frozen(counts={stage.site: stage.keep for stage in schedule}, tensors=_of_method(artifact))
+    result = rewritten(families.capture(model), method, count, frozen, manifest.positions)
     made = [(s.site, s.total, s.keep, s.how) for s in result.schedule]
-    recorded = [(s.site, s.total, s.keep, s.how) for s in manifest.schedule]
+    recorded = [(s.site, s.total, s.keep, s.how) for s in schedule]
     if made != recorded:
         raise ArtifactError(
             f"the artifact records {_spell(recorded)}, and this version plans {_spell(made)}; run compress again"
         )
     return result
+
+
+def router_of(model: Any, artifact: Artifact) -> Router | None:
+    """What chooses among the budgets of a set, by the blocks of `model`; None where there is one budget."""
+    record = artifact.manifest.router
+    if record is None:
+        return None
+    graphs = families.capture(model)
+    return Router(Glimpse(graphs.parts, graphs.geometry, record.layer), _tensors(artifact)).eval()
+
+
+def _tensors(artifact: Artifact) -> dict[str, Tensor]:
+    stored = artifact.tensors()
+    return {} if stored is None else load_tensors(stored)
+
+
+def _of_method(artifact: Artifact) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in _tensors(artifact).items() if not name.startswith(PREFIX)}
 
 
 def whole(model: Any, artifact: Artifact) -> TokenGraphs:

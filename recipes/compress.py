@@ -4,8 +4,9 @@ Weights are read only where calibration needs them; everything else happens on t
 costs seconds and megabytes.
 """
 
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +22,10 @@ from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import RewriteResult
 from tokcarve.passes.invariants import check_captured, check_carved, propagate_language
+from tokcarve.passes.stage import Method
 from tokcarve.recipes.artifact import Artifact, remember, write_artifact
 from tokcarve.recipes.calibration.bench import How
+from tokcarve.recipes.calibration.route import Part, check_set
 from tokcarve.recipes.calibration.settle import Settled, settle
 from tokcarve.recipes.carve import name_of, params_of, record, rewritten
 from tokcarve.recipes.files import dump_recipe, load_recipe
@@ -30,6 +33,7 @@ from tokcarve.recipes.make import make_recipe
 from tokcarve.recipes.manifest import (
     BudgetRecord,
     CheckRecord,
+    FurtherBudget,
     Manifest,
     MethodRecord,
     ModelRecord,
@@ -59,8 +63,10 @@ def compress(
     model: str,
     *,
     method: str,
-    keep: float | None = None,
-    tokens: int | None = None,
+    keep: float | str | None = None,
+    max_loss: float | None = None,
+    tokens: int | Sequence[int] | None = None,
+    mean_tokens: int | None = None,
     avg_tokens: int | None = None,
     kv_mib: float | None = None,
     prefill_flops: float | None = None,
@@ -70,6 +76,8 @@ def compress(
     samples: str | None = None,
     count: int | None = None,
     quantile: float | None = None,
+    trials: int | None = None,
+    steps: int | None = None,
     seed: int = 0,
     positions: str = "renumbered",
     out: str | Path | None = None,
@@ -77,14 +85,15 @@ def compress(
 ) -> Artifact:
     """Carve `model` (directory, hub id or alias) by `method` to exactly one budget; see tokcarve.recipes.schema.Budget.
 
-    Returns the artifact written to `out` (default NAME-METHOD-kN here). Raises a TokcarveError for every bad input,
-    before anything is written.
+    Returns the artifact written to `out` (default NAME-METHOD-kN here); TokcarveError for bad input, before writing.
     """
     recipe = make_recipe(
         model,
         method=method,
         keep=keep,
+        max_loss=max_loss,
         tokens=tokens,
+        mean_tokens=mean_tokens,
         avg_tokens=avg_tokens,
         kv_mib=kv_mib,
         prefill_flops=prefill_flops,
@@ -95,6 +104,8 @@ def compress(
         samples=samples,
         count=count,
         quantile=quantile,
+        trials=trials,
+        steps=steps,
         seed=seed,
     )
     return compress_recipe(recipe, out=None if out is None else Path(out), force=force)
@@ -131,11 +142,17 @@ def plan_recipe(recipe: Recipe, *, out: Path | None = None, force: bool = False,
     geometry = families.geometry(config)
     graphs = families.capture(families.empty(config))
     check_captured(graphs)
+    if recipe.budget.several:
+        check_set(recipe, graphs)
     settled, place = settle(recipe, checkpoint, geometry, out=out, force=force, how=how if how is not None else How())
     result = rewritten(graphs, settled.method, settled.tokens, settled.frozen, recipe.positions)
     check_carved(result.graphs, result.schedule)
     manifest = _manifest(recipe, checkpoint, geometry, settled, result)
     tensors = {} if settled.frozen is None else dict(settled.frozen.tensors)
+    if settled.routed is not None:
+        tensors |= settled.routed.tensors
+        further = tuple(_further(graphs, recipe, settled.method, part) for part in settled.routed.parts[:-1])
+        manifest = manifest.model_copy(update={"budgets": further, "router": settled.routed.record})
     return Plan(
         checkpoint=checkpoint,
         manifest=manifest,
@@ -143,6 +160,32 @@ def plan_recipe(recipe: Recipe, *, out: Path | None = None, force: bool = False,
         out=place,
         modules=save(tensors) if tensors else None,
     )
+
+
+def _further(graphs: TokenGraphs, recipe: Recipe, method: Method, part: Part) -> FurtherBudget:
+    """A budget of a set beside the largest."""
+    result = rewritten(graphs, method, part.tokens, part.frozen, recipe.positions)
+    check_carved(result.graphs, result.schedule)
+    schedule, numbers, stored = _counted(graphs.geometry, result)
+    return FurtherBudget(
+        tokens=part.tokens, schedule=schedule, numbers=numbers, kv_rows=stored, calibration=part.record
+    )
+
+
+def _counted(geometry: Geometry, result: RewriteResult) -> tuple[tuple[StageEntry, ...], Numbers, tuple[int, ...]]:
+    """The schedule of a carved model, the three token numbers, and the visual rows that each language layer stores."""
+    schedule = tuple(StageEntry(**entry) for entry in record(result.schedule))
+    worked = rows_of(geometry, schedule, 0).text
+    text = 1
+    stored = tuple(key.shape[2] - text for key in propagate_language(result.graphs, text=text).keys)
+    mib = 1024.0**2
+    numbers = Numbers(
+        tokens_entering=worked[0],
+        tokens_mean=sum(worked) / len(worked),
+        kv_mib=kv_bytes(geometry.text, stored) / mib,
+        kv_mib_unpruned=kv_bytes(geometry.text, (geometry.total,) * len(stored)) / mib,
+    )
+    return schedule, numbers, stored
 
 
 def _manifest(
@@ -156,15 +199,10 @@ def _manifest(
         if method.dynamic() is not None:
             open_questions.append("per-layer counts are assumed, not calibrated; pass --samples to calibrate")
     checks.extend(settled.checks)
-    schedule = tuple(StageEntry(**entry) for entry in record(result.schedule))
-    worked = rows_of(geometry, schedule, 0).text
-    text = 1
-    stored = tuple(key.shape[2] - text for key in propagate_language(result.graphs, text=text).keys)
-    mib = 1024.0**2
+    schedule, numbers, stored = _counted(geometry, result)
     return Manifest(
         model=ModelRecord(
-            name=checkpoint.name,
-            path=str(checkpoint.path),
+            name=checkpoint.path.name if os.path.isdir(os.path.expanduser(checkpoint.name)) else checkpoint.name,
             revision=checkpoint.revision,
             architecture=checkpoint.architecture,
             weights=weights_identity(checkpoint),
@@ -174,12 +212,7 @@ def _manifest(
         budget=BudgetRecord(asked=dict(recipe.budget.asked), tokens=tokens, total=geometry.total),
         schedule=schedule,
         positions=recipe.positions,
-        numbers=Numbers(
-            tokens_entering=worked[0],
-            tokens_mean=sum(worked) / len(worked),
-            kv_mib=kv_bytes(geometry.text, stored) / mib,
-            kv_mib_unpruned=kv_bytes(geometry.text, (geometry.total,) * len(stored)) / mib,
-        ),
+        numbers=numbers,
         kv_rows=stored,
         calibration=settled.record,
         seed=recipe.calibration.seed if recipe.calibration is not None else 0,

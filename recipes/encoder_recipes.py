@@ -4,10 +4,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tokcarve.recipes.recipe_parts import Count, Layers, MethodRecipe, NotNegative, Order, Positive, Seed, Share, Shares
+from tokcarve.recipes.recipe_parts import (
+    Count,
+    Layers,
+    Left,
+    MethodRecipe,
+    NotNegative,
+    Order,
+    Positive,
+    Seed,
+    Share,
+    Shares,
+)
 
 __all__ = [
     "CDPrunerRecipe",
+    "CoViPALRecipe",
     "DivPruneRecipe",
     "DownsampleRecipe",
     "EncoderMethod",
@@ -102,6 +114,7 @@ class VisionDropRecipe(MethodRecipe):
     scope: Literal["all", "encoder"] = "all"
     order: Order = "raster"
     layers: Layers | None = None
+    counts: Left | None = None
 
 
 class HoloVRecipe(MethodRecipe):
@@ -118,6 +131,8 @@ class ToDRERecipe(MethodRecipe):
 
     name: Literal["todre"] = "todre"
     exit: bool = True
+    layer: Annotated[int, Field(ge=0)] | None = None
+    threshold: Share = 0.1
 
 
 class DivPruneRecipe(MethodRecipe):
@@ -174,6 +189,17 @@ class TurboRecipe(MethodRecipe):
     order: Order = "raster"
 
 
+class CoViPALRecipe(MethodRecipe):
+    """CoViPAL; see passes/methods/covipal.py."""
+
+    name: Literal["covipal"] = "covipal"
+    blocks: Count = 4
+    width: Count | None = None
+    heads: Count = 8
+    guide: NotNegative = 1.0
+    guide_layer: Annotated[int, Field(ge=0)] | None = None
+
+
 class PruneAndMergeRecipe(MethodRecipe):
     """Prune-and-Merge, fixed matrices; see passes/methods/prune_and_merge.py."""
 
@@ -201,5 +227,6 @@ EncoderMethod = (
     | ToMeRecipe
     | TurboRecipe
     | PruneAndMergeRecipe
+    | CoViPALRecipe
 )
 """Any of them."""

@@ -15,6 +15,8 @@ from tokcarve.recipes.schema import Budget, Calibration, Recipe, nearest
 __all__ = ["dump_recipe", "load_recipe", "parse_recipe", "shipped_recipes"]
 
 _MOST_BYTES = 64 * 1024
+# which kind of method, of share, of tokens: parts of a fault's place that are no keys
+_TAGS = {(1, "method"), (2, "budget", "keep"), (2, "budget", "tokens")}
 _SECTIONS: dict[str, type[BaseModel]] = {"budget": Budget, "calibration": Calibration}
 
 
@@ -78,7 +80,7 @@ def _faults(error: ValidationError) -> list[str]:
     for fault in error.errors(include_url=False):
         place = tuple(str(part) for part in fault["loc"])
         keys = _known_keys(place)
-        shown = ".".join(part for i, part in enumerate(place) if not (i == 1 and place[0] == "method"))
+        shown = ".".join(part for i, part in enumerate(place) if (i, *place[:i]) not in _TAGS)
         if fault["type"] == "missing":
             missing.append((shown, f"{shown}: required, but not there"))
         elif fault["type"] == "extra_forbidden":

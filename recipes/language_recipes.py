@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tokcarve.recipes.recipe_parts import Count, Layers, MethodRecipe, Share
+from tokcarve.recipes.recipe_parts import Count, Layers, MethodRecipe, NotNegative, Share
 
 __all__ = [
+    "ATPLlavaRecipe",
     "DARTRecipe",
     "DyVTERecipe",
     "FastVRecipe",
@@ -78,6 +79,17 @@ class RedundancyLensRecipe(MethodRecipe):
     share: Annotated[float, Field(gt=0, le=1)] = 0.2
 
 
+class ATPLlavaRecipe(MethodRecipe):
+    """ATP-LLaVA; see passes/methods/atp_llava.py."""
+
+    name: Literal["atp_llava"] = "atp_llava"
+    layers: Layers | None = None
+    stride: Count = 2
+    width: Count = 64
+    deep: NotNegative = 0.05
+    target: NotNegative = 0.2
+
+
 class TokenCarveRecipe(MethodRecipe):
     """TokenCarve; see passes/methods/tokencarve.py."""
 
@@ -118,5 +130,6 @@ LanguageMethod = (
     | DARTRecipe
     | FeatherRecipe
     | TokenCarveRecipe
+    | ATPLlavaRecipe
 )
 """Any of them."""

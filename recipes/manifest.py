@@ -1,6 +1,6 @@
 """tokcarve.json: what an artifact is made of, closed, versioned, and sealed so that a change by hand is noticed.
 
-No dates and no machine in it but the path of the base weights: running again gives the same bytes.
+No dates, no machine and no path in it: running again gives the same bytes.
 """
 
 import hashlib
@@ -8,21 +8,31 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+)
 
 from tokcarve import __version__
 from tokcarve.passes.checkpoint import WeightsIdentity
-from tokcarve.passes.errors import ArtifactError
+from tokcarve.passes.errors import ArtifactError, BudgetError
 from tokcarve.passes.geometry import Geometry
 
 __all__ = [
     "FORMAT",
     "BudgetRecord",
     "CheckRecord",
+    "FurtherBudget",
     "Manifest",
     "MethodRecord",
     "ModelRecord",
     "Numbers",
+    "RoutedPart",
+    "RouterRecord",
     "StageEntry",
     "parse_manifest",
     "seal",
@@ -30,16 +40,19 @@ __all__ = [
 
 FORMAT = 1
 
+Asked = Literal[
+    "keep", "max_loss", "tokens", "mean_tokens", "avg_tokens", "kv_mib", "prefill_flops", "max_text", "max_new"
+]
+
 
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class ModelRecord(_Closed):
-    """The base model: `path` is absolute, or "model" inside an artifact that carries its weights."""
+    """The base model: a hub id, an alias, or the last part of a directory's name; where it lies is in base.json."""
 
     name: str
-    path: str
     revision: str | None
     architecture: str
     weights: WeightsIdentity
@@ -60,7 +73,7 @@ class MethodRecord(_Closed):
 class BudgetRecord(_Closed):
     """What was asked for ({"keep": 0.11}, {"tokens": 64}, ...), and the counts it came to: `tokens` of `total`."""
 
-    asked: dict[Literal["keep", "tokens", "avg_tokens", "kv_mib", "prefill_flops", "max_text", "max_new"], int | float]
+    asked: dict[Asked, int | float | Literal["auto"] | tuple[int, ...]]
     tokens: int
     total: int
 
@@ -87,6 +100,47 @@ class Numbers(_Closed):
     kv_mib_unpruned: float
 
 
+class FurtherBudget(_Closed):
+    """One more budget of a set, in the words of the manifest's own."""
+
+    tokens: int
+    schedule: tuple[StageEntry, ...]
+    numbers: Numbers
+    kv_rows: tuple[int, ...]
+    calibration: dict[str, Any] | None = None
+
+
+class RoutedPart(_Closed):
+    """What the router did on samples held out: the share of them that got each budget, `mean_tokens`, and mean losses:
+    `loss` by the router, `random` with the same shares, `oracle` choosing by the losses themselves at the same mean,
+    and `fixed` of every budget alone."""
+
+    images: int
+    shares: tuple[float, ...]
+    mean_tokens: float
+    loss: float
+    random: float
+    oracle: float
+    fixed: tuple[float, ...]
+
+
+class RouterRecord(_Closed):
+    """What chooses among `tokens`, rising, for an image: the least predicted loss with `price` nats on every token.
+
+    layer: of the vision tower, that it reads; mean_tokens: what the price is for; prices: (mean, price) for other means
+    on the samples that calibrate, rising; explained: the share of what varies of the loss that it predicts there.
+    """
+
+    layer: int
+    tokens: tuple[int, ...]
+    mean_tokens: int
+    price: float
+    prices: tuple[tuple[float, float], ...]
+    penalty: float
+    explained: float
+    held_out: RoutedPart
+
+
 class CheckRecord(_Closed):
     """One check that was made: its name, whether it passed, and what was compared or found."""
 
@@ -97,7 +151,8 @@ class CheckRecord(_Closed):
 
 class Manifest(_Closed):
     """The whole of tokcarve.json; `kv_rows` counts the visual rows that each language layer stores, `modules` is the
-    SHA-256 of modules.safetensors where the method has tensors of its own, `digest` covers everything else."""
+    SHA-256 of modules.safetensors where the method or a router has tensors, `digest` covers everything else. Of a
+    budget set it describes the largest budget, which loses least; `budgets` are the others, the smallest first."""
 
     format: Literal[1] = 1
     tokcarve: str = __version__
@@ -110,12 +165,38 @@ class Manifest(_Closed):
     numbers: Numbers
     kv_rows: tuple[int, ...]
     calibration: dict[str, Any] | None = None
+    budgets: tuple[FurtherBudget, ...] = ()
+    router: RouterRecord | None = None
     modules: str | None = None
     seed: int = Field(ge=0)
     versions: dict[str, str]
     checks: tuple[CheckRecord, ...] = ()
     not_checked: tuple[str, ...] = ()
     digest: str = ""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The counts of all budgets, rising."""
+        return tuple(sorted((self.budget.tokens, *(one.tokens for one in self.budgets))))
+
+    def schedule_of(self, tokens: int) -> tuple[StageEntry, ...]:
+        """The schedule of one of the counts; BudgetError for another."""
+        if tokens == self.budget.tokens:
+            return self.schedule
+        for one in self.budgets:
+            if one.tokens == tokens:
+                return one.schedule
+        raise BudgetError(
+            f"tokens={tokens} is no budget of this artifact; choose one of {', '.join(map(str, self.counts))}, or "
+            "compress again"
+        )
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: Any) -> dict[str, Any]:
+        """An artifact of one budget says nothing of sets."""
+        fields: dict[str, Any] = write(self)
+        empty = [] if self.budgets else ["budgets", "router"]
+        return {key: value for key, value in fields.items() if key not in empty}
 
 
 def seal(manifest: Manifest) -> Manifest:

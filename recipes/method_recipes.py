@@ -3,13 +3,20 @@
 A new method adds one class, and its place in a union, in encoder_recipes.py or language_recipes.py.
 """
 
-from typing import get_args
+from typing import Literal, get_args
 
 from tokcarve.recipes.encoder_recipes import EncoderMethod
 from tokcarve.recipes.language_recipes import LanguageMethod
 from tokcarve.recipes.recipe_parts import MethodRecipe
 
-__all__ = ["METHOD_RECIPES", "AnyMethod"]
+__all__ = ["METHOD_RECIPES", "AnyMethod", "AutoRecipe"]
+
+
+class AutoRecipe(MethodRecipe):
+    """The method that comes nearest to the full model at the budget, on samples; see calibration/auto.py."""
+
+    name: Literal["auto"] = "auto"
+
 
 AnyMethod = EncoderMethod | LanguageMethod
 

@@ -54,7 +54,6 @@ def manifest_of(base: Checkpoint, *, seed: int = 0) -> Manifest:
     return Manifest(
         model=ModelRecord(
             name=base.name,
-            path=str(base.path),
             revision=base.revision,
             architecture=base.architecture,
             weights=weights_identity(base),

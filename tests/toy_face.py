@@ -129,7 +129,7 @@ def _manifest(toy: Toy) -> Manifest:
     stage = {"site": "vision.layers.1", "total": TOTAL, "keep": toy.tokens, "how": "choose"}
     made = Manifest.model_validate(
         {
-            "model": {"name": "toy", "path": "/toy", "revision": None, "architecture": "Toy", "weights": none},
+            "model": {"name": "toy", "revision": None, "architecture": "Toy", "weights": none},
             "geometry": _geometry(toy.image_token_id), "method": {"name": "uniform", "params": {}},
             "budget": {"asked": {"tokens": toy.tokens}, "tokens": toy.tokens, "total": TOTAL}, "schedule": (stage,),
             "positions": "renumbered", "kv_rows": (toy.tokens, toy.tokens - toy.dropped), "seed": 0, "versions": {},

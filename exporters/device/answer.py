@@ -70,18 +70,22 @@ class Answers(Generation):
 
 
 class Answerer:
-    """One side of an exported artifact, loaded and ready; `baseline` takes the unpruned graphs.
+    """One side of an exported artifact, loaded and ready; `baseline` takes the unpruned graphs, `budget` those of one
+    count of a set, which without it are the largest one's.
 
-    Raises ExportError or ArtifactError if the artifact has no usable `ort` face.
+    Raises BudgetError for a count that the set does not have, ExportError or ArtifactError if the artifact has no
+    usable `ort` face.
     """
 
-    def __init__(self, artifact: Path, *, baseline: bool = False, threads: int | None = None) -> None:
+    def __init__(
+        self, artifact: Path, *, baseline: bool = False, threads: int | None = None, budget: int | None = None
+    ) -> None:
         self.face = open_face(artifact, threads)
         self.record = self.face.record
-        self.side = self.record.side(baseline)
+        self.side = self.record.side(baseline, budget)
         self.images = load_image_processor(artifact / "processor")
         self.prompter = load_prompter(artifact / "processor", self.record.geometry.image_token_id)
-        self.pipeline = Pipeline(self.face, baseline=baseline)
+        self.pipeline = Pipeline(self.face, baseline=baseline, budget=budget)
         for name in GRAPHS:
             self.pipeline.graph(name)
 

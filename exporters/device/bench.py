@@ -22,9 +22,11 @@ class Bench:
     whether a GPU was wanted there and did not start.
     """
 
-    def __init__(self, face: Face, *, warm_up: int, repeats: int, tick: Callable[[str], None]) -> None:
+    def __init__(
+        self, face: Face, *, warm_up: int, repeats: int, tick: Callable[[str], None], budget: int | None = None
+    ) -> None:
         self.face, self.warm_up, self.repeats, self.tick = face, warm_up, repeats, tick
-        self.sides = tuple(Pipeline(face, baseline=baseline) for baseline in (False, True))
+        self.sides = (Pipeline(face, baseline=False, budget=budget), Pipeline(face, baseline=True))
         self.samples: dict[str, Samples] = {}
         self.shares: dict[str, float] = {"vision": 0.0, "prefill": 0.0}
         self.load = os.getloadavg()[0]
@@ -70,7 +72,7 @@ class Bench:
         )
 
     def _share(self, name: str, feeds: Mapping[str, Array]) -> None:
-        self.shares[name] = node_share(self.face, name, feeds)
+        self.shares[name] = node_share(self.face, name, feeds, budget=self.sides[0].budget)
 
     def _release(self) -> None:
         for side in self.sides:

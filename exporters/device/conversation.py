@@ -78,9 +78,12 @@ class OrtVoice:
         return int(greedy(made["logits"])[0, 0])
 
 
-def converse(artifact: Path, image: Image.Image, threads: int | None = None) -> tuple[str, "Conversation"]:
-    """A conversation about `image` through the exported graphs of `artifact`, and where they run."""
-    answerer = Answerer(artifact, threads=threads)
+def converse(
+    artifact: Path, image: Image.Image, threads: int | None = None, budget: int | None = None
+) -> tuple[str, "Conversation"]:
+    """A conversation about `image` through the exported graphs of `artifact`, of one budget of a set, and where they
+    run."""
+    answerer = Answerer(artifact, threads=threads, budget=budget)
     stops = answerer.record.geometry.eos_token_ids
     talk = Conversation(answerer.prompter, OrtVoice(answerer, image), stops, answerer.side.tokens)
     return answerer.provider, talk

@@ -7,24 +7,28 @@ hashed again when they are loaded; `weights.data`, which may be gigabytes, is ch
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
-from tokcarve.passes.errors import ArtifactError, ExportError
+from tokcarve.passes.errors import ArtifactError, BudgetError, ExportError
 from tokcarve.passes.geometry import Geometry
-from tokcarve.recipes.manifest import CheckRecord, Manifest
+from tokcarve.recipes.manifest import CheckRecord, Manifest, RouterRecord
 
 __all__ = [
     "BASELINE",
     "FACE_DIRECTORY",
+    "ROUTER",
+    "BudgetSide",
     "FaceFile",
     "OrtFace",
     "Side",
     "check_files",
     "check_origin",
     "file_record",
+    "graph_file",
     "read_face",
     "seal",
 ]
@@ -32,6 +36,8 @@ __all__ = [
 FACE_DIRECTORY = Path("export") / "ort"
 BASELINE = "baseline."
 """Prefix of the unpruned model's graphs, which lie beside the pruned ones: weights must be in a graph's own folder."""
+ROUTER = "router"
+"""The graph of a budget set that predicts from pixels what each budget loses."""
 _HASHED_UP_TO = 64 * 2**20
 
 
@@ -54,8 +60,15 @@ class Side(_Closed):
     capacities: tuple[int, ...]
 
 
+class BudgetSide(Side):
+    """The graphs of a further budget of a set, which is a count behind the last stage."""
+
+    budget: int
+
+
 class OrtFace(_Closed):
-    """What is in a face: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from."""
+    """What is in a face: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from. Of a
+    budget set `pruned` is the largest budget, `budgets` are the others, and `router` chooses among them."""
 
     format: Literal[1] = 1
     face: Literal["ort"] = "ort"
@@ -73,11 +86,41 @@ class OrtFace(_Closed):
     checks: tuple[CheckRecord, ...]
     not_checked: tuple[str, ...]
     artifact: str
+    budgets: tuple[BudgetSide, ...] = ()
+    router: RouterRecord | None = None
     digest: str = ""
 
-    def side(self, baseline: bool) -> Side:
-        """The unpruned graphs' counts if `baseline`, else the pruned ones'."""
-        return self.baseline if baseline else self.pruned
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The budgets of a set, rising; empty where there is one."""
+        return () if self.router is None else self.router.tokens
+
+    def side(self, baseline: bool, budget: int | None = None) -> Side:
+        """The unpruned graphs' counts if `baseline`, else those of a budget: the largest, or only one, unless told.
+
+        BudgetError for a budget that the face does not have.
+        """
+        if baseline:
+            return self.baseline
+        if budget is None or budget == max(self.counts, default=None):
+            return self.pruned
+        found = [side for side in self.budgets if side.budget == budget]
+        if not found:
+            has = f"choose one of {', '.join(map(str, self.counts))}" if self.counts else "it has one, so name none"
+            raise BudgetError(f"tokens={budget} is no budget of this export; {has}, or compress and export again")
+        return found[0]
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """The face of one budget says nothing of sets."""
+        fields: dict[str, Any] = write(self)
+        empty = [] if self.budgets else ["budgets", "router"]
+        return {key: value for key, value in fields.items() if key not in empty}
+
+
+def graph_file(name: str, *, baseline: bool = False, budget: int | None = None) -> str:
+    """The file of a graph: of the unpruned model if `baseline`, or of a `budget` beside the largest of a set."""
+    return f"{BASELINE if baseline else ''}{name}{'' if budget is None else f'.k{budget}'}.onnx"
 
 
 def _digest(fields: dict[str, Any]) -> str:

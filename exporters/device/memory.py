@@ -1,7 +1,7 @@
 """Peak memory of answering with one side of a face, measured in a process of its own.
 
-Run as `python -m tokcarve.exporters.device.memory ARTIFACT pruned|unpruned [THREADS]`, it loads the four graphs, does a
-prefill and one decode step, and prints what its memory came to as one JSON object.
+Run as `python -m tokcarve.exporters.device.memory ARTIFACT pruned[:BUDGET]|unpruned [THREADS]`, it loads the four
+graphs, does a prefill and one decode step, and prints what its memory came to as one JSON object.
 """
 
 import json
@@ -26,9 +26,10 @@ class Memory:
     peak_mib: float
 
 
-def measure_memory(artifact: Path, *, baseline: bool, threads: int | None) -> Memory:
+def measure_memory(artifact: Path, *, baseline: bool, threads: int | None, budget: int | None = None) -> Memory:
     """Memory of a fresh process that answers with one side; raises ExportError if it fails, with its last words."""
-    command = [sys.executable, "-P", "-m", __spec__.name, str(artifact), "unpruned" if baseline else "pruned"]
+    side = "unpruned" if baseline else "pruned" if budget is None else f"pruned:{budget}"
+    command = [sys.executable, "-P", "-m", __spec__.name, str(artifact), side]
     done = subprocess.run(command + ([str(threads)] if threads else []), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         words = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
@@ -54,7 +55,8 @@ def _peak_mib() -> float:
 def _main(artifact: str, side: str, threads: str | None = None) -> None:
     start = _peak_mib()
     face = open_face(Path(artifact), int(threads) if threads else None)
-    pipeline = Pipeline(face, baseline=side == "unpruned")
+    name, _, budget = side.partition(":")
+    pipeline = Pipeline(face, baseline=name == "unpruned", budget=int(budget) if budget else None)
     pixels, ids, lengths = probe(pipeline)
     prefilled = pipeline.prefill(pipeline.embed(ids, pipeline.vision(pixels, ids, lengths)), lengths)
     pipeline.step(greedy(prefilled["logits"]), lengths, 0, pipeline.cache(prefilled))

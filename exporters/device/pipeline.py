@@ -18,18 +18,18 @@ Cache = dict[str, Array]
 
 
 class Pipeline:
-    """One side of a face; a graph is loaded when it is first used and stays until `release`."""
+    """One side of a face, or a budget of a set; a graph is loaded when it is first used and stays until `release`."""
 
-    def __init__(self, face: Face, *, baseline: bool) -> None:
-        self.face, self.baseline = face, baseline
+    def __init__(self, face: Face, *, baseline: bool, budget: int | None = None) -> None:
+        self.face, self.baseline, self.budget = face, baseline, budget
         self.record = face.record
-        self.side = face.record.side(baseline)
+        self.side = face.record.side(baseline, budget)
         self._graphs: dict[str, Graph] = {}
 
     def graph(self, name: str) -> Graph:
         """The graph `name`, loaded if need be; raises ExportError if ONNX Runtime cannot."""
         if name not in self._graphs:
-            self._graphs[name] = self.face.open(name, baseline=self.baseline)
+            self._graphs[name] = self.face.open(name, baseline=self.baseline, budget=self.budget)
         return self._graphs[name]
 
     @property

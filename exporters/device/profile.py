@@ -37,7 +37,7 @@ from tokcarve.exporters.device.verdict import Stage, verdict, warnings
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.flops import Cut, Flops, Rows, conventions, count_flops, decode_flops, kv_bytes, rows_of
 
-__all__ = ["Profile", "profile", "rounds"]
+__all__ = ["Profile", "Tick", "profile", "rounds"]
 
 Tick = Callable[[str], None]
 _SIDES = ("pruned", "unpruned")
@@ -47,10 +47,11 @@ _BYTES = {"float32": 4, "float16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """All that was measured and computed; pairs are (pruned, unpruned)."""
+    """All that was measured and computed; pairs are (pruned, unpruned), `side` is the pruned one."""
 
     artifact: Path
     face: OrtFace
+    side: Side
     machine: Machine
     warm_up: int
     repeats: int
@@ -92,7 +93,7 @@ class Profile:
             "max_new": self.max_new,
             "warm_up": self.warm_up,
             "repeats": self.repeats,
-            "tokens": _sided([self.face.pruned.tokens, self.face.baseline.tokens]),
+            "tokens": _sided([self.side.tokens, self.face.baseline.tokens]),
             "tokens_mean": _sided(self.tokens_mean),
             "machine": self.machine.record(),
             "stages": {name: stage.record() for name, stage in self.stages.items()},
@@ -124,26 +125,26 @@ def profile(
     artifact: Path,
     schedule: Sequence[Cut],
     *,
+    budget: int | None = None,
     repeats: int = 20,
     warm_up: int = 3,
     max_new: int | None = None,
     threads: int | None = None,
     tick: Tick | None = None,
 ) -> Profile:
-    """Measures the `ort` face of `artifact`, which was carved by `schedule`.
+    """Measures the `ort` face of `artifact`, which was carved by `schedule`; of a set one budget, else the largest.
 
     `max_new` is the answer length of the end-to-end figure (default: what was exported); `tick(what)` is called after
     every round. Raises ExportError for numbers out of range or graphs that do not run, ArtifactError for a face that
     was changed.
     """
-    face = open_face(artifact, threads)
-    record = face.record
+    record = (face := open_face(artifact, threads)).record
     new = _checked(record, max_new, repeats, warm_up)
     say: Tick = tick or (lambda _: None)
-    memory = _memory(artifact, threads, say)
-    bench = Bench(face, warm_up=warm_up, repeats=repeats, tick=say)
+    memory = _memory(artifact, threads, say, budget)
+    bench = Bench(face, warm_up=warm_up, repeats=repeats, tick=say, budget=budget)
     bench.run()
-    geometry, sides = record.geometry, (record.pruned, record.baseline)
+    geometry, sides = record.geometry, (record.side(False, budget), record.baseline)
     rows = [_rows(record, schedule, side) for side in sides]
     flops = [_flops(record, one, side) for one, side in zip(rows, sides, strict=True)]
     kv = [record.batch * kv_bytes(geometry.text, side.capacities, _BYTES[record.dtype]) / 2**20 for side in sides]
@@ -151,6 +152,7 @@ def profile(
     return Profile(
         artifact=artifact,
         face=record,
+        side=sides[0],
         machine=this_machine(
             provider=bench.provider,
             fell_back=bench.fell_back,
@@ -180,8 +182,8 @@ def _checked(record: OrtFace, max_new: int | None, repeats: int, warm_up: int) -
     return new
 
 
-def _memory(artifact: Path, threads: int | None, tick: Tick) -> tuple[Memory, Memory]:
-    pruned = measure_memory(artifact, baseline=False, threads=threads)
+def _memory(artifact: Path, threads: int | None, tick: Tick, budget: int | None) -> tuple[Memory, Memory]:
+    pruned = measure_memory(artifact, baseline=False, threads=threads, budget=budget)
     tick("memory")
     unpruned = measure_memory(artifact, baseline=True, threads=threads)
     tick("memory")

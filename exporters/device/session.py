@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from tokcarve.exporters.device.face import BASELINE, FACE_DIRECTORY, OrtFace, check_files, read_face
+from tokcarve.exporters.device.face import FACE_DIRECTORY, BudgetSide, OrtFace, check_files, graph_file, read_face
 from tokcarve.passes.errors import ExportError
 
 __all__ = ["GRAPHS", "Array", "Face", "Graph", "open_face"]
@@ -52,8 +52,10 @@ class Face:
     threads: int | None = None
     providers: tuple[str, ...] = field(default_factory=lambda: _providers())
 
-    def open(self, name: str, *, baseline: bool = False, profile_to: Path | None = None) -> Graph:
-        """The graph `name` (one of GRAPHS), of the unpruned model if `baseline`.
+    def open(
+        self, name: str, *, baseline: bool = False, budget: int | None = None, profile_to: Path | None = None
+    ) -> Graph:
+        """The graph `name` (one of GRAPHS, or the router), of the unpruned model if `baseline`, or of a `budget`.
 
         `profile_to` makes ONNX Runtime time every node and write files with that prefix; it slows the graph down.
         Raises ExportError if ONNX Runtime cannot load it.
@@ -67,7 +69,8 @@ class Face:
         if profile_to is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_to)
-        path = self.artifact / FACE_DIRECTORY / f"{BASELINE if baseline else ''}{name}.onnx"
+        further = budget if isinstance(self.record.side(baseline, budget), BudgetSide) else None
+        path = self.artifact / FACE_DIRECTORY / graph_file(name, baseline=baseline, budget=further)
         try:
             session = ort.InferenceSession(str(path), options, providers=list(self.providers))
         except Exception as error:  # ONNX Runtime raises its own kinds, straight from Exception

@@ -62,13 +62,15 @@ def time_in_turn(
     return samples
 
 
-def node_share(face: Face, name: str, feeds: Mapping[str, Array], *, prefix: str = SELECTOR) -> float:
+def node_share(
+    face: Face, name: str, feeds: Mapping[str, Array], *, prefix: str = SELECTOR, budget: int | None = None
+) -> float:
     """The share, in 0..1, of a pruned graph's node time that nodes named `prefix...` take.
 
     Measured by ONNX Runtime's own profiler in a session of its own, because timing nodes slows a graph down.
     """
     with TemporaryDirectory() as folder:
-        graph = face.open(name, profile_to=Path(folder) / "profile")
+        graph = face.open(name, budget=budget, profile_to=Path(folder) / "profile")
         for _ in range(_PROFILED_RUNS):
             graph.run(feeds)
         return profiled_share(Path(graph.session.end_profiling()), _PROFILED_RUNS, prefix=prefix)

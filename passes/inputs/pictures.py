@@ -1,5 +1,6 @@
 """Opening an image file that anybody may have given: RGB pixels, or one sentence about what is wrong with it."""
 
+import io
 import os
 import struct
 import warnings
@@ -10,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tokcarve.passes.errors import ImageError
 
-__all__ = ["MOST_PIXELS", "open_image"]
+__all__ = ["MOST_PIXELS", "open_bytes", "open_image"]
 
 MOST_PIXELS = 64_000_000
 """Width times height above which an image is refused, before it is decoded."""
@@ -28,10 +29,19 @@ def open_image(path: str | Path) -> Image.Image:
         raise ImageError(f"image {path} {kind}; give an image file such as a JPEG or a PNG")
     if os.path.getsize(path) == 0:
         raise ImageError(f"image {path} is empty (0 bytes); give an image file such as a JPEG or a PNG")
+    return _opened(path, path)
+
+
+def open_bytes(content: bytes, name: str) -> Image.Image:
+    """As `open_image`, of the bytes of an image file that is called `name`."""
+    return _opened(io.BytesIO(content), name)
+
+
+def _opened(source: str | Path | io.BytesIO, path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(path)
+            opened = Image.open(source)
     except Image.DecompressionBombError:
         raise _enormous(path, "more than 178 million pixels") from None
     except UnidentifiedImageError:

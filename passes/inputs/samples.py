@@ -1,5 +1,5 @@
-"""Sample sets: drawn scenes, a folder of images, or a JSONL of {"image", "prompt"?, "answer"?}; chosen by seed, hashed,
-and read one at a time."""
+"""Sample sets: drawn scenes, a folder of images, a JSONL of {"image", "prompt"?, "answer"?}, or a Hugging Face dataset
+on disk; chosen by seed, hashed, and read one at a time."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from tokcarve.passes.errors import ImageError, SampleError
+from tokcarve.passes.inputs.datasets import Row, is_dataset, rows_of
 from tokcarve.passes.inputs.pictures import open_image
 
 __all__ = ["Sample", "SampleReader", "SampleSet", "open_image", "open_samples"]
@@ -20,7 +21,7 @@ __all__ = ["Sample", "SampleReader", "SampleSet", "open_image", "open_samples"]
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _MOST_BROKEN = 0.1
 _QUESTIONS_PER_SCENE = 4
-_KINDS = "give `scenes`, a folder of images, or a JSONL file of {image, prompt, answer}"
+_KINDS = "give `scenes`, a folder of images, a JSONL file of {image, prompt, answer}, or a dataset saved to disk"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,21 @@ class Sample:
 class _Entry:
     """A sample that is not open yet."""
 
-    path: Path
+    name: str
     prompt: str | None
     answer: str | None
 
-    def open(self) -> Sample:
-        return Sample(image=open_image(self.path), prompt=self.prompt, answer=self.answer, source=str(self.path))
+    def content(self) -> bytes:
+        """The image file."""
+        return Path(self.name).read_bytes()
+
+    def open(self) -> Image.Image:
+        """The image."""
+        return open_image(self.name)
+
+
+def _sample(entry: _Entry | Row) -> Sample:
+    return Sample(image=entry.open(), prompt=entry.prompt, answer=entry.answer, source=entry.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +106,16 @@ def open_samples(source: str, *, count: int, seed: int = 0) -> SampleSet:
     if source == "scenes":
         return _scenes(count, seed)
     path = Path(source).expanduser()
-    if path.is_dir():
-        found: list[_Entry | str] = [
-            _Entry(path=file, prompt=None, answer=None)
+    if is_dataset(path):
+        found: list[_Entry | Row | str] = [*rows_of(path)]
+    elif path.is_dir():
+        found = [
+            _Entry(name=str(file), prompt=None, answer=None)
             for file in sorted(path.rglob("*"))
             if file.suffix.lower() in SUFFIXES
         ]
     elif path.is_file():
-        found = _lines(path)
+        found = [*_lines(path)]
     else:
         raise SampleError(f"sample set {source} does not exist; {_KINDS}")
     if not found:
@@ -113,8 +125,8 @@ def open_samples(source: str, *, count: int, seed: int = 0) -> SampleSet:
     return _chosen(source, found, count, seed)
 
 
-def _chosen(source: str, found: list[_Entry | str], count: int, seed: int) -> SampleSet:
-    good: list[_Entry] = []
+def _chosen(source: str, found: list[_Entry | Row | str], count: int, seed: int) -> SampleSet:
+    good: list[_Entry | Row] = []
     skipped: list[str] = []
     state = hashlib.sha256()
     for entry in found:
@@ -124,7 +136,7 @@ def _chosen(source: str, found: list[_Entry | str], count: int, seed: int) -> Sa
             if isinstance(entry, str):
                 raise SampleError(entry)
             entry.open()
-            state.update(hashlib.sha256(entry.path.read_bytes()).digest())
+            state.update(hashlib.sha256(entry.content()).digest())
         except (ImageError, SampleError, OSError) as error:
             skipped.append(str(error))
             continue
@@ -142,7 +154,7 @@ def _chosen(source: str, found: list[_Entry | str], count: int, seed: int) -> Sa
         count=len(good),
         seed=seed,
         skipped=tuple(skipped),
-        read=lambda: (entry.open() for entry in good),
+        read=lambda: map(_sample, good),
     )
 
 
@@ -165,7 +177,7 @@ def _line(path: Path, number: int, line: str) -> _Entry | str:
         case {"image": str(image)}:
             prompt, answer = fields.get("prompt"), fields.get("answer")
             if all(text is None or isinstance(text, str) for text in (prompt, answer)):
-                return _Entry(path=path.parent / image, prompt=prompt, answer=answer)
+                return _Entry(name=str(path.parent / image), prompt=prompt, answer=answer)
             return f"{path}, line {number}: prompt and answer must be text"
     return f'{path}, line {number} has no "image" with the path of a file'
 

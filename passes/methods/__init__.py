@@ -1,7 +1,9 @@
 """The methods: one file each, and this table."""
 
+from tokcarve.passes.methods.atp_llava import ATPLlava
 from tokcarve.passes.methods.cdpruner import CDPruner
 from tokcarve.passes.methods.controls import NoReduction, Random, Uniform
+from tokcarve.passes.methods.covipal import CoViPAL
 from tokcarve.passes.methods.dart import DART
 from tokcarve.passes.methods.divprune import DivPrune
 from tokcarve.passes.methods.downsample import Downsample
@@ -51,6 +53,7 @@ METHODS: dict[str, type[Method]] = {
     "tome": ToMe,
     "turbo": Turbo,
     "prune_and_merge": PruneAndMerge,
+    "covipal": CoViPAL,
     "fastv": FastV,
     "vla_pruner": VLAPruner,
     "redundancylens": RedundancyLens,
@@ -61,4 +64,5 @@ METHODS: dict[str, type[Method]] = {
     "dart": DART,
     "feather": Feather,
     "tokencarve": TokenCarve,
+    "atp_llava": ATPLlava,
 }

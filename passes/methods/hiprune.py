@@ -12,6 +12,7 @@ Differs     serves towers without [CLS]; the count is per image and exact. `obje
 Raises      MethodError for an object layer that is not in use, or anchors whose neighbours may not fit the count.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from tokcarve.passes.choose import one_hot, top_in_order
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
+from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Span, Stage
 
 __all__ = ["HiPrune", "anchor_count", "strict"]
 
@@ -109,3 +110,8 @@ class HiPrune(Method):
         first = Stage(site=site(middle - 1), reads=reads, rule=observe, how="observe", keep=total, carries=("object",))
         last = Stage(site=site(used - 1), reads=reads, rule=choose, how="choose", keep=tokens)
         return (first, last) if middle < used else (last,)
+
+    def space(self, geometry: Geometry, tokens: int, *, exact: bool) -> Mapping[str, Span]:
+        """alpha, up to where anchors and neighbours are all that stays."""
+        most = 5 * (tokens // 5) / tokens
+        return {"alpha": Span(low=0.0, high=most, start=self.alpha)} if 5 <= tokens < geometry.total else {}

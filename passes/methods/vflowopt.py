@@ -11,28 +11,31 @@ Differs     the count is exact, and what the last cut leaves: `ratios` say what 
             how many enter follows. One slot per cell comes out of those, and a cell without pruned tokens gives its
             slot to the next best token. No sink: the most attended patch is one. Entropy is the paper's, on 8-bit grey;
             negative importance weighs nothing. Defaults are the reference's at 25 %, where entropy is off. With scope
-            "first" the language model drops nothing. Ties to the lower index.
+            "first" the language model drops nothing. Searched cells scale with the grid. Ties to the lower index.
 Raises      MethodError for fewer tokens than cells, for layers that the language model does not have, and for another
             number of ratios than of layers.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import prod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from tokcarve.passes.choose import take
+from tokcarve.passes.equal_mean import EqualMean, layers_between
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.recycling import cells_of, entropy, grey, importance, recycled
 from tokcarve.passes.schedule import dropping, layers_at
-from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Rule, Signals, Stage
+from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Rule, Signals, Span, Stage
 
 __all__ = ["VFlowOpt"]
 
 PUBLISHED = (9, 19)
+SIDE = 27  # patches on a side of the grid in which the reference searches cells of 3 to 24
 
 
 def _important(signals: Signals, carry: Carry) -> Outcome:
@@ -66,7 +69,7 @@ class VFlowOpt(Method):
         """Importance behind the last used vision layer, a cut behind the connector and one behind every layer."""
         if tokens == geometry.total:
             return ()
-        sites = layers_at(geometry, self.layers, PUBLISHED) if self.scope == "all" else ()
+        sites = self._sites(geometry)
         counts = self.counts(geometry.total, tokens, sites)
         cells = cells_of(geometry.vision.grid, self.cell)
         self._check(geometry.total, tokens, sites, cells.shape[1])
@@ -90,6 +93,33 @@ class VFlowOpt(Method):
                 f"{len(sites)}; give as many of both"
             )
         return tuple(min(total, round(tokens / prod(shares[done:]))) for done in range(len(shares) + 1))
+
+    def space(self, geometry: Geometry, tokens: int, *, exact: bool) -> Mapping[str, Span]:
+        """Threshold, alpha, cell, and what enters and stays as far as the budget leaves it open."""
+        if tokens == geometry.total:
+            return {}
+        scale = min(geometry.vision.grid) / SIDE
+        return {
+            "threshold": Span(low=0.0, high=50.0, start=self.threshold),
+            "alpha": Span(low=-1.0, high=1.0, start=self.alpha),
+            "cell": Span(low=max(1.0, 3 * scale), high=24 * scale, start=self.cell),
+            **self._equal(geometry, tokens, exact).space(1.0, 1.5, 0.8 / 1.5),
+        }
+
+    def at(self, point: Mapping[str, float], geometry: Geometry, tokens: int, *, exact: bool) -> tuple[Method, int]:
+        """Ratios from what enters and stays, the rest as it is called."""
+        own: dict[str, Any] = {name: point[name] for name in ("threshold", "alpha", "cell") if name in point}
+        equal = self._equal(geometry, tokens, exact)
+        ratios = equal.ratios(point) if "entering" in point else self.ratios
+        return replace(self, **own, ratios=ratios), equal.at(point)[-1]
+
+    def _sites(self, geometry: Geometry) -> tuple[str, ...]:
+        return layers_at(geometry, self.layers, PUBLISHED) if self.scope == "all" else ()
+
+    def _equal(self, geometry: Geometry, tokens: int, exact: bool) -> EqualMean:
+        sites = self._sites(geometry)
+        counts, layers = self.counts(geometry.total, tokens, sites), layers_between(geometry.text.layers, sites)
+        return EqualMean(total=geometry.total, counts=counts, layers=layers, exact=exact)
 
     def _check(self, total: int, tokens: int, sites: tuple[str, ...], cells: int) -> None:
         """Refuses a count that does not leave every cell a token behind the connector."""

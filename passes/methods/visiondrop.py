@@ -8,21 +8,25 @@ Gives       index and weights as in visionzip.py, one token in eight folded. In 
 Cost        in the tower one query row, a product of the keys with the anchors' and one of weights with the rest; in the
             language model the visual rows of three attention maps besides.
 Differs     the code publishes one budget: 48 tokens enter, then 35, 26 and 19 are left. Any other count keeps those
-            proportions and is what the last cut leaves; a cut that would leave no fewer falls away. With scope
+            proportions and is what the last cut leaves; a cut that would leave no fewer falls away. From samples:
+            the counts before it are as over how many tokens (exp of the entropy) their scores spread in the unpruned
+            model, and the mean over the layers stays what it is without samples. With scope
             "encoder" the count is what enters the language model, which drops nothing. The folded are ceil(count / 8),
             never all; a single token is [CLS] or the best. order as in visionzip.py, for the tower. Ties to the lower
             index.
 Raises      MethodError for a tower without [CLS], and for layers that the language model does not have.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from tokcarve.passes.bipartite import Order
 from tokcarve.passes.contextual import fold, folding_stage
+from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.schedule import geometric, layers_at
-from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
+from tokcarve.passes.stage import Carry, Decision, Frozen, Method, MethodFacts, Outcome, Signals, Stage
+from tokcarve.passes.widths import Widths
 
 __all__ = ["VisionDrop"]
 
@@ -55,11 +59,13 @@ def _stage(site: str, tokens: int) -> Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionDrop(Method):
-    """scope, order: see the header. layers: dropped behind these layers of the language model, 0-based."""
+    """scope, order: see the header. layers: dropped behind these layers of the language model, 0-based. counts: what
+    enters it and what is left behind all of them but the last; None for the published proportions."""
 
     scope: Literal["all", "encoder"] = "all"
     order: Order = "raster"
     layers: tuple[int, ...] | None = None
+    counts: tuple[int, ...] | None = None
 
     facts: ClassVar[MethodFacts] = MethodFacts(
         title="VisionDrop",
@@ -76,8 +82,8 @@ class VisionDrop(Method):
         """One merge before the connector, and one behind every layer."""
         if tokens == geometry.total:
             return ()
-        sites = layers_at(geometry, self.layers, PUBLISHED) if self.scope == "all" else ()
-        entering, *left = _counts(geometry.total, tokens, len(sites)) if sites else (tokens,)
+        sites = self._sites(geometry)
+        entering, *left = self._planned(geometry, tokens, len(sites))
         planned = (
             [folding_stage(geometry, entering, _folded(entering), self.order)] if entering < geometry.total else []
         )
@@ -85,3 +91,25 @@ class VisionDrop(Method):
             if after < before:
                 planned.append(_stage(site, after))
         return tuple(planned)
+
+    def _sites(self, geometry: Geometry) -> tuple[str, ...]:
+        return layers_at(geometry, self.layers, PUBLISHED) if self.scope == "all" else ()
+
+    def _planned(self, geometry: Geometry, tokens: int, cuts: int) -> tuple[int, ...]:
+        """What enters the language model, and what is left behind each of its `cuts`."""
+        if self.counts is None or not cuts:
+            return _counts(geometry.total, tokens, cuts) if cuts else (tokens,)
+        counts = (geometry.total, *self.counts, tokens)
+        if len(self.counts) != cuts or any(after > before for before, after in zip(counts, counts[1:], strict=False)):
+            raise MethodError(
+                f"counts={self.counts} of visiondrop must be {cuts} that never rise from {geometry.total} to {tokens}"
+            )
+        return counts[1:]
+
+    def decides(self, geometry: Geometry, tokens: int, quantile: float | None = None) -> Decision | None:
+        """The counts before the last, unless they were named."""
+        sites = self._sites(geometry)
+        if not sites or self.counts is not None or tokens == geometry.total:
+            return None
+        usual = _counts(geometry.total, tokens, len(sites))
+        return Widths(geometry, sites, usual, lambda counts: replace(self, counts=counts), quantile)

@@ -12,6 +12,7 @@ Differs     `contextual` is the share of the count, rounded half to even (0.1562
 Raises      MethodError for a tower without [CLS], or a share that leaves no room for [CLS].
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from tokcarve.passes.bipartite import Order
 from tokcarve.passes.contextual import folding_stage
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.stage import Frozen, Method, MethodFacts, Stage
+from tokcarve.passes.stage import Frozen, Method, MethodFacts, Span, Stage
 
 __all__ = ["VisionZip"]
 
@@ -53,3 +54,7 @@ class VisionZip(Method):
                 f"[CLS]; choose 0..{(tokens - 1) * 100 // tokens / 100}"
             )
         return (folding_stage(geometry, tokens, contextual, self.order),)
+
+    def space(self, geometry: Geometry, tokens: int, *, exact: bool) -> Mapping[str, Span]:
+        """contextual, up to half of the count."""
+        return {"contextual": Span(low=0.0, high=0.5, start=self.contextual)} if tokens < geometry.total else {}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tokcarve.passes.checkpoint import Checkpoint, weights_identity
-from tokcarve.passes.errors import SampleError
+from tokcarve.passes.errors import SampleError, TokcarveError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.inputs.samples import SampleSet, open_samples
 from tokcarve.recipes.calibration.journal import Journal, journal_of
@@ -42,6 +42,7 @@ class Bench:
     set: SampleSet
     runner: Runner
     quantile: float | None = None
+    steps: int | None = None
 
     @property
     def samples(self) -> range:
@@ -97,17 +98,22 @@ def bench_of(
         "versions": " ".join(f"{name} {version(name)}" for name in _DEPENDS) + f" python {platform.python_version()}",
     }
     runner = Runner(pool_of(how.on, job), Journal(journal, facts, resume=how.resume), how.tell)
-    return Bench(geometry=geometry, set=samples, runner=runner, quantile=asked.quantile)
+    return Bench(geometry=geometry, set=samples, runner=runner, quantile=asked.quantile, steps=asked.steps)
 
 
 @contextmanager
 def open_bench(checkpoint: Checkpoint, geometry: Geometry, asked: Calibration, out: Path, how: How) -> Iterator[Bench]:
-    """`bench_of` with a journal beside `out`: removed when all went well, else kept to be resumed."""
+    """`bench_of` with a journal beside `out`: removed unless the work was cut short, to be resumed."""
     bench = bench_of(checkpoint, geometry, asked, how, journal_of(out))
     done = False
     try:
         yield bench
         done = True
+    except TokcarveError:
+        done = True  # what was refused is not gone on with
+        raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(bench.runner.journal.told) from None
     finally:
         bench.runner.pool.close()
         bench.runner.journal.close(done=done)

@@ -10,6 +10,7 @@ from tokcarve.passes.errors import CheckError, MethodError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.stage import Fit, Frozen, Method
 from tokcarve.recipes.calibration.bench import Bench
+from tokcarve.recipes.calibration.train import train
 from tokcarve.recipes.calibration.work import Candidate
 from tokcarve.recipes.carve import name_of, params_of
 from tokcarve.recipes.manifest import CheckRecord
@@ -22,14 +23,17 @@ CAPTURED = 4  # images on which the captured graph is compared with the checkpoi
 
 def is_open(method: Method, geometry: Geometry, tokens: int) -> bool:
     """Whether samples have something to say about a method at this count."""
-    return tokens < geometry.total and (method.dynamic() is not None or method.fit(geometry, tokens) is not None)
+    return tokens < geometry.total and (method.dynamic() is not None or method.learns(geometry, tokens))
 
 
-def freeze(bench: Bench, method: Method, tokens: int) -> tuple[Frozen, dict[str, Any]]:
+def freeze(bench: Bench, method: Method, tokens: int, positions: str = "renumbered") -> tuple[Frozen, dict[str, Any]]:
     """Freezes what `method` decides per image, or learns from samples, into constants, with a record of it.
 
     MethodError for a method that leaves nothing open.
     """
+    trainee = method.trainable(bench.geometry, tokens)
+    if trainee is not None:
+        return train(bench, method, trainee, tokens, positions)
     dynamic, fit = method.dynamic(), method.fit(bench.geometry, tokens)
     if fit is not None:
         return _fitted(bench, fit)

@@ -72,6 +72,12 @@ class Journal:
             self._check(json.loads(about["facts"]))
             return int(about["done"]), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
 
+    @property
+    def told(self) -> str:
+        """What to say of it to somebody who interrupts the work."""
+        begun = self.path is not None and (self.path.is_file() or self._place(self.path).is_file())
+        return "what was calibrated so far is kept, go on with --resume" if begun else ""
+
     def close(self, *, done: bool) -> None:
         """Closes the file, and with `done` removes it."""
         if self._stream is not None:

@@ -1,6 +1,7 @@
 """The same workers on a Ray cluster: one actor per CPU, and a task that a lost actor had is done by another."""
 
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokcarve.recipes.calibration.work import Job, Worker
 
 __all__ = ["OnRay"]
 
+PATIENCE = 10  # seconds in which a cluster must answer
 WAITING = 2  # tasks given out to each actor: one in hand, one to go on with
 
 
@@ -52,6 +54,8 @@ class OnRay(Pool):
     def _connect(self, address: str | None) -> None:
         quiet = {"log_to_driver": False, "include_dashboard": False} if address is None else {"log_to_driver": False}
         try:
+            if address is not None:
+                _reach(address)
             self.ray.init(address=address, configure_logging=False, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = "a cluster on this machine" if address is None else address
@@ -90,6 +94,13 @@ class _Actor:
     def process(self) -> int:
         """For a test that ends it."""
         return os.getpid()
+
+
+def _reach(address: str) -> None:
+    """Fails at once where nobody listens; Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
 
 
 def _ray() -> Any:

@@ -14,7 +14,13 @@ Progress = Callable[[str, int, int], None]
 
 
 class Pool(ABC):
-    """Who does tasks."""
+    """Who does tasks of a job."""
+
+    job: Job
+
+    def here(self) -> Worker:
+        """A worker in this process, for what cannot be cut into tasks."""
+        return Worker(self.job)
 
     @abstractmethod
     def imap(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Record]]:
@@ -32,12 +38,16 @@ class Local(Pool):
         self.job = job
         self.worker: Worker | None = None
 
+    def here(self) -> Worker:
+        """The one that does the tasks."""
+        if self.worker is None:
+            self.worker = Worker(self.job)
+        return self.worker
+
     def imap(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Record]]:
         """One after the other."""
         for number, task in enumerate(tasks):
-            if self.worker is None:
-                self.worker = Worker(self.job)
-            yield number, self.worker(task)
+            yield number, self.here()(task)
 
     def close(self) -> None:
         """Drops the model."""

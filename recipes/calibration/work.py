@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from tokcarve.passes import families
-from tokcarve.passes.asking import Question, Reply, ask, likeness
+from tokcarve.passes.asking import Question, Reply, ask, likeness, surprise
 from tokcarve.passes.calibrate import observe, shared, tokens_at
 from tokcarve.passes.checkpoint import resolve
 from tokcarve.passes.errors import SampleError
 from tokcarve.passes.families.load import read_model
 from tokcarve.passes.inputs.samples import Sample, SampleReader, open_samples
-from tokcarve.passes.insert import RewriteResult
-from tokcarve.passes.stage import Frozen
+from tokcarve.passes.insert import RewriteResult, rewrite
+from tokcarve.passes.router import Glimpse
+from tokcarve.passes.stage import Decision, Frozen, Method
 from tokcarve.recipes.calibration.journal import Record, Task
 from tokcarve.recipes.calibration.questions import Asker
 from tokcarve.recipes.carve import method_of, rewritten
@@ -28,7 +29,11 @@ __all__ = ["FIRST_TOKENS", "Candidate", "Job", "Worker"]
 FIRST_TOKENS = 4
 """Tokens of an answer by which a carved model is compared with the full one."""
 
+ANSWER_TOKENS = 6
+"""Tokens in which a sample is answered freely."""
+
 _CARVED = 64  # rewritten graphs that a worker holds; they share their weights
+_HIDDEN = 512  # hidden states of the full model that a worker holds, one row each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,12 @@ class Candidate:
     tokens: int
     positions: str = "renumbered"
     counts: Mapping[str, int] | None = None
+
+    @property
+    def made(self) -> Method:
+        """The method with its parameters."""
+        params = {name: tuple(v) if isinstance(v, list) else v for name, v in self.params.items()}
+        return method_of(self.method, params)
 
     def plain(self) -> dict[str, Any]:
         """The fields as JSON takes them."""
@@ -76,7 +87,9 @@ class Worker:
         self.samples = SampleReader(samples)
         self.asker = Asker(self.checkpoint.path, self.graphs.geometry)
         self._carved = lru_cache(_CARVED)(self._carve)
+        self._watched = lru_cache(1)(self._watch)
         self._full: tuple[int, Reply] | None = None
+        self.hidden = lru_cache(_HIDDEN)(self._hidden)
 
     def __call__(self, task: Task) -> Record:
         """What comes of `task`."""
@@ -101,16 +114,28 @@ class Worker:
 
     def _carve(self, text: str) -> RewriteResult:
         candidate = Candidate(**json.loads(text))
-        params = {name: tuple(v) if isinstance(v, list) else v for name, v in candidate.params.items()}
         frozen = None if candidate.counts is None else Frozen(counts=candidate.counts)
-        method = method_of(candidate.method, params)
-        return rewritten(self.graphs, method, candidate.tokens, frozen, candidate.positions)
+        return rewritten(self.graphs, candidate.made, candidate.tokens, frozen, candidate.positions)
+
+    def watched(self, candidate: Mapping[str, Any]) -> tuple[Decision, RewriteResult]:
+        """What a candidate's method decides from samples, and the unpruned model with what it looks at put in."""
+        return self._watched(json.dumps(candidate, sort_keys=True))
+
+    def _watch(self, text: str) -> tuple[Decision, RewriteResult]:
+        candidate = Candidate(**json.loads(text))
+        decision = candidate.made.decides(self.graphs.geometry, candidate.tokens)
+        assert decision is not None
+        return decision, rewrite(self.graphs, decision.stages())
 
     def full(self, number: int) -> Reply:
         """What the unpruned model says of a sample; the last one asked for is held."""
         if self._full is None or self._full[0] != number:
             self._full = number, ask(self.graphs, self.question(number), FIRST_TOKENS)
         return self._full[1]
+
+    def _hidden(self, number: int) -> Tensor:
+        """The unpruned model's last prompt row of a sample behind the final norm, float64 [hidden]."""
+        return ask(self.graphs, self.question(number), 1).hidden.double()
 
 
 def _counts(worker: Worker, sample: int, candidate: Mapping[str, Any]) -> Record:
@@ -133,6 +158,69 @@ def _likeness(worker: Worker, sample: int, candidates: list[Mapping[str, Any]]) 
     return {"likeness": [asdict(likeness(full, one, stops)) for one in carved]}
 
 
+def _cosine(worker: Worker, sample: int, candidate: Mapping[str, Any]) -> Record:
+    """Between the full and a carved model: of the last prompt row behind the final norm; 0 where it is none."""
+    hidden = ask(worker.carved(candidate).graphs, worker.question(sample), 1).hidden.double()
+    return {"cosine": float(torch.nn.functional.cosine_similarity(worker.hidden(sample), hidden, dim=0).nan_to_num())}
+
+
+def _looked(worker: Worker, sample: int, candidate: Mapping[str, Any]) -> Record:
+    """What a decision measures of a sample in the unpruned model."""
+    decision, watched = worker.watched(candidate)
+    return {"seen": decision.measure(ask(watched.graphs, worker.question(sample), 1).given)}
+
+
+def _tried(worker: Worker, sample: int, candidates: list[Mapping[str, Any]]) -> Record:
+    """Likeness, and what each candidate and the full model make of the full model's answer."""
+    full, question = worker.full(sample), worker.question(sample)
+    stops, sure = worker.graphs.geometry.eos_token_ids, {}
+    sure["full_surprise"] = surprise(full, full, stops)
+    graphs = [worker.carved(one).graphs for one in candidates]
+    # a candidate that leaves the vision graph alone sees what the full model saw
+    seen = [full.seen if one.vision is worker.graphs.vision else None for one in graphs]
+    carved = (ask(one, question, FIRST_TOKENS, full.tokens, saw) for one, saw in zip(graphs, seen, strict=True))
+    found = [{**asdict(likeness(full, one, stops)), "surprise": surprise(full, one, stops), **sure} for one in carved]
+    return {"tried": found}
+
+
+def _right(worker: Worker, sample: int, candidates: list[Mapping[str, Any]]) -> Record:
+    """Whether each candidate, left to itself, gives the sample's answer; None for a sample without one."""
+    answer = worker.sample(sample).answer
+    if answer is None:
+        return {"right": None}
+    question, found = worker.question(sample), []
+    for one in candidates:
+        said = ask(worker.carved(one).graphs, question, ANSWER_TOKENS).tokens
+        end = next((i for i, token in enumerate(said) if token in worker.graphs.geometry.eos_token_ids), len(said))
+        found.append(worker.asker.prompter.decode(said[:end]).strip().lower() == answer.strip().lower())
+    return {"right": found}
+
+
+def _losses(worker: Worker, sample: int, prompts: list[str | None], candidates: list[Mapping[str, Any]]) -> Record:
+    """KL of every candidate, question by question, for several questions about one image."""
+    stops, own = worker.graphs.geometry.eos_token_ids, worker.sample(sample)
+    models = [worker.graphs, *(worker.carved(one).graphs for one in candidates)]
+    pixels = worker.asker.pixels(own.image)
+    with torch.no_grad():
+        # most of the work is to see the image, which for most methods does not depend on the question
+        seen = [None if one.reads_text else one.see(pixels) for one in models]
+    found = []
+    for prompt in prompts:
+        question = worker.asker.question(replace(own, prompt=prompt), worker.graphs)
+        full = ask(models[0], question, FIRST_TOKENS, seen=seen[0])
+        rest = zip(models[1:], seen[1:], strict=True)
+        carved = [ask(one, question, FIRST_TOKENS, full.tokens, what) for one, what in rest]
+        found.append([likeness(full, one, stops).kl for one in carved])
+    return {"kl": found}
+
+
+def _glimpse(worker: Worker, sample: int, layer: int) -> Record:
+    """What a router that reads `layer` sees of an image."""
+    glimpse = Glimpse(worker.graphs.parts, worker.graphs.geometry, layer)
+    with torch.no_grad():
+        return {"features": glimpse(worker.pixels(sample))[0].tolist()}
+
+
 def _tokens(worker: Worker, sample: int, site: str) -> Record:
     """The tokens that leave a site of the unpruned vision graph; the only record that is no JSON."""
     return {"tokens": tokens_at(worker.graphs, site, worker.pixels(sample))}
@@ -150,6 +238,12 @@ TASKS: dict[str, Callable[..., Record]] = {
     "counts": _counts,
     "agreement": _agreement,
     "likeness": _likeness,
+    "losses": _losses,
+    "glimpse": _glimpse,
+    "cosine": _cosine,
+    "looked": _looked,
+    "tried": _tried,
+    "right": _right,
     "tokens": _tokens,
     "capture": _capture,
 }

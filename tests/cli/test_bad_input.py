@@ -100,7 +100,7 @@ def test_both_budgets_or_none(checkpoint: Path) -> None:
 def test_flags_that_contradict_each_other(checkpoint: Path) -> None:
     text = refused("compress", checkpoint, "--recipe", "tiny-flowcut-64", "--tokens", "32")
     assert text.startswith("--tokens was given together with --recipe tiny-flowcut-64, which already says it")
-    assert refused("compress", checkpoint, *TINY_BUDGET, "--count", "5").startswith("--count 5 counts samples, and")
+    assert refused("compress", checkpoint, *TINY_BUDGET, "--count", "5").startswith("--limit 5 is about samples, and")
     text = refused("compress", checkpoint, *TINY_BUDGET, "--samples", "scenes")
     assert text.startswith("method vtc_cls leaves nothing open to calibrate")
 

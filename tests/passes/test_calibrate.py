@@ -7,7 +7,7 @@ from torch import Tensor
 from watcher import Watcher
 
 from tokcarve.passes import families
-from tokcarve.passes.calibrate import Agreement, Observed, agreement, frozen_counts, observe
+from tokcarve.passes.calibrate import Observed, frozen_counts, observe, shared
 from tokcarve.passes.flow import drop_count, entropy_ratio, shares
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import RewriteResult, rewrite
@@ -41,7 +41,13 @@ def seen(*counts: int, kept: tuple[int, ...] = (0,)) -> Observed:
     ],
 )
 def test_frozen_counts(observed: list[Observed], tokens: int, frozen: list[int]) -> None:
-    assert list(frozen_counts(observed, tokens).values()) == frozen
+    assert list(frozen_counts([image.counts for image in observed], tokens).values()) == frozen
+
+
+def test_a_quantile_in_place_of_the_mean() -> None:
+    observed = [{"vision.layers.0": count} for count in (10, 20, 30, 40, 100)]
+    found = [frozen_counts(observed, 8, quantile)["vision.layers.0"] for quantile in (None, 0.5, 0.75, 1.0)]
+    assert found == [40, 30, 40, 100]
 
 
 def by_hand(graphs: TokenGraphs, image: Tensor, tokens: int, cuts: tuple[int, ...]) -> tuple[dict[str, int], set[int]]:
@@ -90,36 +96,28 @@ def test_observing_in_batches_or_one_by_one_is_the_same(graphs: TokenGraphs) -> 
     assert observe(exact, pixels) == [image for pixel in pixels for image in observe(exact, pixel[None])]
 
 
-def test_a_form_agrees_with_itself(graphs: TokenGraphs) -> None:
+def test_a_form_shares_all_with_itself(graphs: TokenGraphs) -> None:
     exact = carved(graphs, FlowCut(form="exact"))
-    batches = [pictures(3, seed=1), pictures(2, seed=2)]
-    fit = agreement(exact, ((pixels, observe(exact, pixels)) for pixels in batches))
-    assert fit == Agreement(images=5, identical=1.0, overlap=1.0)
+    assert [shared(exact, exact, pixel[None]) for pixel in pictures(3, seed=1)] == [1.0] * 3
 
 
-def test_agreement_by_hand(graphs: TokenGraphs) -> None:
-    frozen = carved(graphs, VtcCls(), tokens=4)
-    pixels = pictures(2)
-    with torch.no_grad():
-        first, second = frozen.graphs.vision(pixels)[1]["vision.layers.4"].tolist()
-    other = [i for i in range(TOTAL) if i not in second][:3]
-    expected = [seen(kept=tuple(first)), seen(kept=(second[0], *other))]
-    assert agreement(frozen, [(pixels, expected)]) == Agreement(images=2, identical=0.5, overlap=(1 + 1 / 4) / 2)
+def test_what_is_shared_by_hand(graphs: TokenGraphs) -> None:
+    dynamic, frozen = (carved(graphs, VtcCls(), tokens=tokens) for tokens in (4, 10))
+    pixels = pictures(1)
+    (wanted,), (other,) = (observe(one, pixels) for one in (dynamic, frozen))
+    assert shared(dynamic, frozen, pixels) == len(wanted.kept & other.kept) / 4
+    assert shared(frozen, dynamic, pixels) == len(wanted.kept & other.kept) / 10
 
 
 def test_frozen_counts_make_a_static_form_close_to_the_dynamic_one(graphs: TokenGraphs) -> None:
     method = FlowCut()
     exact = carved(graphs, FlowCut(form="exact"), tokens=16)
-    learned = observe(exact, pictures(12, seed=1))
+    learned = [image.counts for image in observe(exact, pictures(12, seed=1))]
     static = carved(graphs, method, tokens=16, counts=frozen_counts(learned, 16))
+    wild = carved(graphs, method, tokens=16, counts={"vision.layers.1": 16})
     held_out = pictures(8, seed=2)
-    fit = agreement(static, [(held_out, observe(exact, held_out))])
-    wild = agreement(
-        carved(graphs, method, tokens=16, counts={"vision.layers.1": 16}), [(held_out, observe(exact, held_out))]
-    )
-    assert fit.images == 8
-    assert fit.overlap > 0.9
-    assert fit.overlap > wild.overlap
+    near, far = ([shared(exact, one, pixel[None]) for pixel in held_out] for one in (static, wild))
+    assert sum(near) / 8 > 0.9 and sum(near) > sum(far)
 
 
 def test_nothing_is_open_when_all_tokens_are_kept(graphs: TokenGraphs) -> None:
@@ -127,8 +125,8 @@ def test_nothing_is_open_when_all_tokens_are_kept(graphs: TokenGraphs) -> None:
     pixels = pictures(2)
     observed = observe(exact, pixels)
     assert observed == [Observed(counts={}, kept=frozenset(range(TOTAL)))] * 2
-    assert frozen_counts(observed, TOTAL) == {}
-    assert agreement(exact, [(pixels, observed)]).identical == 1.0
+    assert frozen_counts([image.counts for image in observed], TOTAL) == {}
+    assert shared(exact, exact, pixels[:1]) == 1.0
 
 
 def test_masks_are_watched_where_they_are_made(graphs: TokenGraphs) -> None:

@@ -67,7 +67,8 @@ calibration: {count: "3", sample: scenes}
         "assumed_entropy, language_stage",
         "budget.keep: Input should be less than or equal to 1, got 1.5",
         "calibration.count: Input should be a valid integer, got '3'",
-        "calibration.sample: unknown key, did you mean 'samples'; keys here are samples, count, seed",
+        "calibration.sample: unknown key, did you mean 'samples'; keys here are samples, count, seed, quantile, "
+        "trials, steps, pinned",
         "modle: unknown key, did you mean 'model'; keys here are format, model, method, budget, positions, calibration",
     ]
 
@@ -122,11 +123,10 @@ def test_recipes_do_not_change() -> None:
 def test_arguments_make_a_recipe() -> None:
     recipe = make_recipe("tiny", method="random", keep=0.11, samples="scenes", count=5, seed=3)
     assert recipe.method.parameters == {"seed": 3}
-    assert recipe.calibration is not None and recipe.calibration.model_dump() == {
-        "samples": "scenes",
-        "count": 5,
-        "seed": 3,
-    }
+    assert recipe.calibration is not None
+    assert recipe.calibration.model_dump(exclude_none=True) == {"samples": "scenes", "count": 5, "seed": 3}
+    given = make_recipe("tiny", method="vflowopt", tokens=64, samples="scenes", params={"alpha": 0.0, "threshold": 2.0})
+    assert given.calibration is not None and given.calibration.pinned == ("alpha",), "threshold is not at its default"
     assert make_recipe("tiny", method="random", keep=0.11, seed=3, params={"seed": 9}).method.parameters == {"seed": 9}
     assert recipe.budget.asked == {"keep": 0.11}
     assert Budget(tokens=7).asked == {"tokens": 7}

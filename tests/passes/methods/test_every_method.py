@@ -64,6 +64,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dart, more words than there are": ("dart", {"text_pivots": 40}),
     "feather, a coarse grid": ("feather", {"stride": 4, "layers": (0, 1)}),
     "feather, first count": ("feather", {"first": 63}),
+    "covipal, two narrow blocks": ("covipal", {"blocks": 2, "width": 8, "heads": 2}),
+    "atp_llava, one cut": ("atp_llava", {"layers": (2,)}),
+    "atp_llava, a coarse grid": ("atp_llava", {"stride": 3}),
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS} | VARIANTS
 LAYERS = 8
@@ -74,6 +77,7 @@ UNSORTED = ("sparsevlm", "visiondrop")  # merged tokens stand behind the kept on
 # taps that hear the question
 ASKED = {
     "text",
+    "text_rows",
     "last_attention",
     "next_last_attention",
     "last_logits",
@@ -98,9 +102,11 @@ def easy(case: str) -> int:
 
 
 def planned(case: str, graphs: TokenGraphs, tokens: int, frozen: Frozen | None = None) -> tuple[Stage, ...]:
-    """The stages of a case; a method that learns is fed four pictures first."""
+    """The stages of a case; a method that learns is fed four pictures first, one that trains is as it starts."""
     method = method_of(case)
-    fit = method.fit(graphs.geometry, tokens)
+    fit, trainee = method.fit(graphs.geometry, tokens), method.trainable(graphs.geometry, tokens)
+    if trainee is not None:
+        frozen = Frozen(counts=frozen.counts if frozen is not None else {}, tensors=trainee.start(0))
     if fit is not None:
         fit.add(tokens_at(families.capture(model(case, graphs.geometry.vision.kind)), fit.site, pictures(4, seed=9)))
         frozen = Frozen(tensors=fit.solve())
@@ -119,7 +125,9 @@ def inside(case: str) -> bool:
     method = method_of(case)
     if case == "none" or method.fit(geometry, EASY) is not None:
         return False
-    return any(in_language(stage.site) for stage in method.stages(geometry, easy(case), None))
+    trainee = method.trainable(geometry, easy(case))
+    frozen = None if trainee is None else Frozen(tensors=trainee.blank())
+    return any(in_language(stage.site) for stage in method.stages(geometry, easy(case), frozen))
 
 
 def model(case: str, tower: Tower = "clip", dtype: torch.dtype = torch.float32) -> Any:

@@ -1,0 +1,95 @@
+"""What an export starts from: the model of an artifact, carved to each of its budgets and whole, with its constants."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tokcarve.exporters.device.face import ROUTER, graph_file
+from tokcarve.exporters.golden import NEW_TOKENS, Golden, make_samples, reference
+from tokcarve.exporters.modules import FaceGraph, Shapes, face_graphs, shapes
+from tokcarve.passes.families.load import read_model
+from tokcarve.passes.graph import TokenGraphs
+from tokcarve.passes.router import Router
+from tokcarve.recipes.artifact import Artifact
+from tokcarve.recipes.carve import carve, router_of, whole
+
+__all__ = ["Carved", "Source", "golden_of", "load_source"]
+
+# golden samples, or one batch alone where a model has so many weights that each would take minutes
+_SAMPLES, _LARGE = 4, 500_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carved:
+    """One side to export: its graphs and constants; `budget` is its count, None for the whole model."""
+
+    graphs: TokenGraphs
+    sizes: Shapes
+    budget: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model to export: itself, carved to its budgets, the largest first, and whole; and the router of a set."""
+
+    model: nn.Module
+    carved: tuple[Carved, ...]
+    plain: Carved
+    router: Router | None
+
+    @property
+    def largest(self) -> Carved:
+        """The budget that an artifact describes first, or its only one."""
+        return self.carved[0]
+
+    def pieces(self) -> Iterator[tuple[str, FaceGraph]]:
+        """Every graph of the face with its file name, in order."""
+        for one in (*self.carved, self.plain):
+            for name, piece in face_graphs(one.graphs, one.sizes).items():
+                further = one.budget if one is not self.largest else None
+                yield graph_file(name, baseline=one is self.plain, budget=further), piece
+        if self.router is not None:
+            side = self.plain.graphs.geometry.vision.image_size
+            yield (
+                graph_file(ROUTER),
+                FaceGraph(
+                    module=self.router,
+                    inputs=(torch.zeros(self.plain.sizes.batch, 3, side, side),),
+                    input_names=("pixel_values",),
+                    output_names=("losses",),
+                ),
+            )
+
+
+def load_source(artifact: Artifact, *, batch: int, max_text: int, max_new: int) -> Source:
+    """The model of `artifact` with its weights, for prompts and answers of these sizes."""
+    model = read_model(artifact.open_base().path)
+
+    def side(graphs: TokenGraphs, budget: int | None) -> Carved:
+        sizes = shapes(graphs, batch=batch, max_text=max_text, max_new=max_new)
+        return Carved(graphs=graphs, sizes=sizes, budget=budget)
+
+    counts = reversed(artifact.manifest.counts)
+    return Source(
+        model=model,
+        carved=tuple(side(carve(model, artifact, count).graphs, count) for count in counts),
+        plain=side(whole(model, artifact), None),
+        router=router_of(model, artifact),
+    )
+
+
+def golden_of(source: Source, side: Carved) -> Golden:
+    """Samples for one budget, and what torch makes of them there and in the whole model."""
+    batch, sizes = side.sizes.batch, side.sizes
+    size = sum(weight.numel() for weight in source.model.parameters())
+    count = batch * (max(1, _SAMPLES // batch) if size < _LARGE else 1)
+    samples, skipped = make_samples(side.graphs, count=count, max_text=sizes.prompt - sizes.tokens)
+    new = min(NEW_TOKENS, sizes.max_new)
+    return Golden(
+        samples=samples,
+        pruned=tuple(reference(side.graphs, sample, new) for sample in samples),
+        plain=tuple(reference(source.plain.graphs, sample, new) for sample in samples),
+        skipped=skipped,
+    )

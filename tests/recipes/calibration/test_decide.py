@@ -1,0 +1,358 @@
+"""What samples settle: every criterion against plain loops over the model's own layers, and what is recorded of it."""
+
+import contextlib
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layerwise import embedded, ran, said
+from models import TOTAL, build, pictures, write
+from PIL import Image
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+import tokcarve
+from tokcarve.cli.compress import manifest_facts
+from tokcarve.passes import families
+from tokcarve.passes.asking import ask
+from tokcarve.passes.checkpoint import resolve
+from tokcarve.passes.errors import MethodError
+from tokcarve.passes.families.load import read_config
+from tokcarve.passes.methods import METHODS
+from tokcarve.passes.methods.redundancylens import RedundancyLens
+from tokcarve.passes.methods.visiondrop import VisionDrop
+from tokcarve.passes.stage import Look, Method
+from tokcarve.recipes.artifact import read_artifact
+from tokcarve.recipes.calibration.bench import Bench, bench_of
+from tokcarve.recipes.calibration.decide import decide, looks_of
+from tokcarve.recipes.calibration.pool import Local
+from tokcarve.recipes.calibration.proof import prove
+from tokcarve.recipes.calibration.work import ANSWER_TOKENS, FIRST_TOKENS, Candidate, Worker
+from tokcarve.recipes.carve import carve as recarve
+from tokcarve.recipes.carve import name_of, params_of
+from tokcarve.recipes.schema import Calibration
+
+LAYERS = 5
+COUNT = 8
+WORDS = ("what is it?", "how many are there, and where?", "is it red?", "say what you see in the middle")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, and beside it a sample set."""
+    place = tmp_path_factory.mktemp("base")
+    asked(place, ["nothing"] * COUNT)
+    return write(build("llama", "clip", text_layers=LAYERS), place / "model")
+
+
+def asked(place: Path, answers: Sequence[str | None]) -> Path:
+    """A sample set: an image and a question for every answer."""
+    lines = []
+    for number, (pixels, answer) in enumerate(zip(pictures(len(answers)), answers, strict=True)):
+        levels = (pixels.movedim(0, 2) * 60 + 120).clamp(0, 255).to(torch.uint8).numpy()
+        Image.fromarray(levels).save(place / f"{number}.png")
+        lines.append({"image": f"{number}.png", "prompt": WORDS[number % len(WORDS)], "answer": answer})
+    path = place / "samples.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def worker(base: Path) -> Worker:
+    return hired(bench(base))
+
+
+def hired(stand: Bench) -> Worker:
+    pool = stand.runner.pool
+    assert isinstance(pool, Local)
+    return Worker(pool.job)
+
+
+@pytest.fixture(scope="module")
+def eager(base: Path) -> Any:
+    model: Any = LlavaForConditionalGeneration
+    return model.from_pretrained(base, attn_implementation="eager").eval()
+
+
+def bench(base: Path, samples: Path | None = None) -> Bench:
+    checkpoint = resolve(str(base))
+    geometry = families.geometry(read_config(checkpoint.path))
+    source = str(samples or base.parent / "samples.jsonl")
+    return bench_of(checkpoint, geometry, Calibration(samples=source, count=COUNT))
+
+
+def looked(base: Path, method: Method, tokens: int, samples: Sequence[int]) -> list[Look]:
+    stand = bench(base)
+    decision = method.decides(stand.geometry, tokens)
+    assert decision is not None
+    return looks_of(stand, decision, method, tokens, "renumbered", samples)
+
+
+def prompt(worker: Worker, sample: int, features: Tensor) -> tuple[Tensor, slice]:
+    question, image = worker.question(sample), worker.graphs.geometry.image_token_id
+    ids = torch.tensor(question.ids(image, 1 if not len(features) else features.shape[0]))
+    return embedded(worker.model, ids, features, image)
+
+
+def maps(eager: Any, rows: Tensor) -> list[Tensor]:
+    """What every layer attends to, [heads, rows, rows]."""
+    with torch.no_grad():
+        made = eager.model.language_model(inputs_embeds=rows.unsqueeze(0), output_attentions=True)
+    return [one[0] for one in made.attentions]
+
+
+class TestToDRE:
+    def test_text_looks_at_what_is_left_of_the_image(self, base: Path, worker: Worker, eager: Any) -> None:
+        method = METHODS["todre"]()
+        candidate = Candidate(method="todre", params={"exit": False}, tokens=16).plain()
+        for sample, look in zip((0, 3), looked(base, method, 16, (0, 3)), strict=True):
+            with torch.no_grad():
+                features = worker.carved(candidate).graphs.see(worker.pixels(sample)).features[0]
+            rows, image = prompt(worker, sample, features)
+            expected = []
+            for attention in maps(eager, rows)[: LAYERS - 1]:
+                mean = attention.mean(dim=0)
+                text = range(image.stop, len(rows))
+                seen = [sum(float(mean[i, j]) for j in range(image.start, image.stop)) for i in text]
+                expected.append(sum(seen) / len(seen))
+            assert look.seen["attended"] == pytest.approx(expected, abs=1e-5)
+            assert len({round(one, 3) for one in expected}) == LAYERS - 1
+
+    @pytest.mark.parametrize(
+        ("attended", "quantile", "layer"),
+        [
+            ([[0.5, 0.2, 0.05, 0.01]], None, 2),
+            ([[0.5, 0.05, 0.2, 0.01]], None, 3),  # what fades once may come back
+            ([[0.05, 0.05, 0.05, 0.05]], None, 0),
+            ([[0.5, 0.2, 0.05, 0.01], [0.5, 0.05, 0.05, 0.05]], None, 2),  # 1.5, rounded to the later
+            ([[0.5, 0.05, 0.05, 0.05]] * 9 + [[0.5, 0.5, 0.5, 0.05]], 0.5, 1),
+            ([[0.5, 0.5, 0.5, 0.1]], None, None),  # 0.1 is not below
+        ],
+    )
+    def test_by_hand(self, base: Path, attended: list[list[float]], quantile: float | None, layer: int | None) -> None:
+        decision = METHODS["todre"]().decides(bench(base).geometry, 16, quantile)
+        assert decision is not None
+        settled, spread = decision.settle([Look(seen={"attended": one}) for one in attended])
+        assert params_of(settled) == {"exit": layer is not None, "layer": layer, "threshold": 0.1}
+        assert spread["layer"][0] <= (LAYERS - 1 if layer is None else layer) <= spread["layer"][1] + 1
+
+
+class TestDyVTE:
+    def test_the_label_is_a_plain_loops(self, base: Path, worker: Worker) -> None:
+        model, stops = worker.model, worker.graphs.geometry.eos_token_ids
+        for sample, look in zip((1, 2), looked(base, METHODS["dyvte"](), TOTAL, (1, 2)), strict=True):
+            with torch.no_grad():
+                features = worker.graphs.see(worker.pixels(sample)).features[0]
+            rows, image = prompt(worker, sample, features)
+            spoken = [one for one in worker.full(sample).tokens]
+            spoken = spoken[: next((i + 1 for i, one in enumerate(spoken) if one in stops), FIRST_TOKENS)]
+            more = torch.cat([rows, model.get_input_embeddings()(torch.tensor(spoken[:-1], dtype=torch.long))])
+            for layer in range(LAYERS - 1):
+                places = torch.arange(len(more))
+                middle, _ = ran(model, range(layer + 1), more, places)
+                for hidden, key in ((image, "surprise"), (None, "full_surprise")):
+                    last, _ = ran(model, range(layer + 1, LAYERS), middle, places, hidden=hidden)
+                    logits = said(model, last)[len(rows) - 1 :]
+                    sure = torch.log_softmax(logits, dim=1)
+                    cost = -sum(float(sure[i, one]) for i, one in enumerate(spoken)) / len(spoken)
+                    assert look.tried[0][layer][key] == pytest.approx(cost, abs=1e-3)
+                    if hidden is not None:
+                        assert look.tried[0][layer]["same"] == (logits.argmax(1).tolist() == spoken)
+
+    @pytest.mark.parametrize(
+        ("exits", "quantile", "layer"),
+        [
+            (["nyyy"], None, 1),
+            (["ynyy", "yyyy"], None, 1),  # 2 and 0
+            (["nyyy", "nnny"], None, 2),
+            (["nnnn"], None, 3),  # none suits: the last there is
+            (["nyyy"] * 3 + ["nnny"], 0.5, 1),
+            (["nyyy"] * 3 + ["nnny"], 1.0, 3),
+        ],
+    )
+    def test_by_hand(self, base: Path, exits: list[str], quantile: float | None, layer: int) -> None:
+        decision = METHODS["dyvte"]().decides(bench(base).geometry, TOTAL, quantile)
+        assert decision is not None
+        answers = {
+            "y": {"same": True, "surprise": 0.205, "full_surprise": 0.2},
+            "n": {"same": True, "surprise": 0.207, "full_surprise": 0.2},
+        }
+        looks = [Look(tried=[[answers[one] for one in sample]]) for sample in exits]
+        assert decision.settle(looks)[0] == METHODS["dyvte"](layer=layer)
+        looks = [Look(tried=[[{**answers["y"], "same": one == "y"} for one in sample]]) for sample in exits]
+        assert decision.settle(looks)[0] == METHODS["dyvte"](layer=layer)
+
+
+class TestVisionDrop:
+    def test_widths_are_those_of_the_models_own_attention(self, base: Path, worker: Worker, eager: Any) -> None:
+        method = VisionDrop(layers=(0, 1, 3))
+        (look,) = looked(base, method, 16, (2,))
+        with torch.no_grad():
+            features = worker.graphs.see(worker.pixels(2)).features[0]
+            tower = eager.model.vision_tower(worker.pixels(2), output_attentions=True).attentions
+        rows, image = prompt(worker, 2, features)
+        found = maps(eager, rows)
+        scores = [tower[worker.graphs.geometry.vision.layers_used - 1][0].sum(dim=0)[0, 1:]]
+        scores += [found[layer].mean(dim=0)[image, image].mean(dim=0) for layer in (1, 2)]
+        for score, wide in zip(scores, look.seen["widths"], strict=True):
+            shares = [float(one) / float(score.sum()) for one in score]
+            assert wide == pytest.approx(math.exp(-sum(one * math.log(one) for one in shares)), rel=1e-4)
+
+    @pytest.mark.parametrize(("tokens", "layers"), [(8, (0, 1, 3)), (16, (0, 1, 2)), (12, (1,)), (30, (0, 3))])
+    @pytest.mark.parametrize("quantile", [None, 0.9])
+    def test_the_mean_stays(self, base: Path, tokens: int, layers: tuple[int, ...], quantile: float | None) -> None:
+        geometry, method = bench(base).geometry, VisionDrop(layers=layers)
+        decision = method.decides(geometry, tokens, quantile)
+        assert decision is not None
+        widths = [[50.0, 30.0, 12.0][: len(layers)], [44.0, 33.0, 20.0][: len(layers)]]
+        settled, spread = decision.settle([Look(seen={"widths": one}) for one in widths])
+        assert spread["width 0"] == [44.0, 50.0]
+
+        def entering(method: Method) -> list[int]:
+            rows, left = [], TOTAL
+            plan = {stage.site: stage.keep for stage in method.stages(geometry, tokens, None)}
+            left = plan.get(f"vision.layers.{geometry.vision.layers_used - 1}", TOTAL)
+            for layer in range(LAYERS):
+                rows.append(left)
+                left = plan.get(f"language.layers.{layer}", left)
+            return rows
+
+        assert sum(entering(settled)) == sum(entering(method))
+        assert entering(settled)[-1] == tokens
+        assert settled.decides(geometry, tokens) is None
+
+    @pytest.mark.parametrize("counts", [(20,), (30, 20, 10), (20, 30, 16), (65, 30, 20), (20, 18, 15)])
+    def test_counts_that_cannot_be(self, base: Path, counts: tuple[int, ...]) -> None:
+        with pytest.raises(MethodError, match="must be 3 that never rise from 64 to 16"):
+            VisionDrop(layers=(0, 1, 3), counts=counts[:2] if counts[-1] == 10 else counts).stages(
+                bench(base).geometry, 16, None
+            )
+
+
+class TestRedundancyLens:
+    @pytest.mark.parametrize("kinds", [("attention_layers", "feed_layers"), ("feed_layers",), ("attention_layers",)])
+    @pytest.mark.parametrize("quantile", [None, 0.75])
+    def test_it_is_a_greedy_loop(self, base: Path, kinds: tuple[str, ...], quantile: float | None) -> None:
+        generator = torch.Generator().manual_seed(len(kinds))
+        tables = {kind: torch.rand(3, LAYERS, LAYERS, generator=generator) for kind in kinds}
+
+        def cost(sample: int, kind: str, layers: Sequence[int]) -> float:
+            return sum(float(tables[kind][sample, i, j]) for i in layers for j in layers)
+
+        named: dict[str, Any] = {one: (4,) for one in ("attention_layers", "feed_layers") if one not in kinds}
+        decision = RedundancyLens(**named).decides(bench(base).geometry, TOTAL, quantile)
+        assert decision is not None
+        looks = [Look() for _ in range(3)]
+        while tries := decision.tries(looks):
+            rounds = []
+            for sample, look in enumerate(looks):
+                one_round = []
+                for one in tries:
+                    layers = {kind: params_of(one)[kind] for kind in ("attention_layers", "feed_layers")}
+                    (kind,) = (kind for kind, chosen in layers.items() if chosen)
+                    one_round.append({"kl": cost(sample, kind, layers[kind])})
+                rounds.append(Look(tried=[*look.tried, one_round]))
+            looks = rounds
+        expected = dict(named)
+        for kind in kinds:
+            chosen: list[int] = []
+            while len(chosen) < LAYERS // 2:
+                left = [layer for layer in range(LAYERS) if layer not in chosen]
+
+                def missed(layer: int, kind: str = kind, chosen: Sequence[int] = tuple(chosen)) -> float:
+                    found = sorted(cost(sample, kind, (*chosen, layer)) for sample in range(3))
+                    return statistics.mean(found) if quantile is None else (found[1] + found[2]) / 2
+
+                chosen.append(min(left, key=missed))
+            expected[kind] = tuple(sorted(chosen))
+        assert decision.settle(looks)[0] == RedundancyLens(**expected)
+
+    def test_a_tie_goes_to_the_later_layer(self, base: Path) -> None:
+        decision = RedundancyLens().decides(bench(base).geometry, TOTAL)
+        assert decision is not None
+        looks = [Look()]
+        while tries := decision.tries(looks):
+            looks = [Look(tried=[*looks[0].tried, [{"kl": 0.0} for _ in tries]])]
+        assert decision.settle(looks)[0] == RedundancyLens(attention_layers=(3, 4), feed_layers=(3, 4))
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "dyvte": {"tokens": TOTAL},
+    "todre": {"tokens": 16, "params": {"threshold": 0.6}},
+    "visiondrop": {"tokens": 16, "params": {"layers": (0, 1, 3)}},
+    "redundancylens": {"tokens": TOTAL, "params": {"window": 8}},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_decided_is_written_and_repeated(base: Path, tmp_path: Path, name: str) -> None:
+    def made(out: str) -> Path:
+        with contextlib.chdir(tmp_path):
+            return tokcarve.compress(
+                str(base), method=name, samples=str(base.parent / "samples.jsonl"), count=COUNT, out=out, **CASES[name]
+            ).directory
+
+    first = made("a")
+    if name in ("dyvte", "todre"):  # one that tries, one that looks
+        assert (first / "tokcarve.json").read_bytes() == (made("b") / "tokcarve.json").read_bytes()
+    artifact = read_artifact(first)
+    record = artifact.manifest.calibration
+    assert record is not None and record["decided"]["samples"] == 6 and record["proof"]["samples"] == 2
+    fixed, params = record["decided"]["fixed"], artifact.manifest.method.params
+    assert fixed and all(
+        params[key] == (tuple(value) if isinstance(value, list) else value) for key, value in fixed.items()
+    )
+    settled = METHODS[name](**params)
+    assert settled.decides(artifact.manifest.geometry, artifact.manifest.budget.tokens) is None
+    carved = recarve(build("llama", "clip", text_layers=LAYERS), artifact)
+    assert [stage.site for stage in carved.schedule] == [stage.site for stage in artifact.manifest.schedule]
+    text = manifest_facts(artifact.manifest)["calibration"]
+    assert all(f"{key}={value}" in text for key, value in fixed.items())
+    assert "by the mean of 6 samples" in text and "on 2 held-out samples" in text
+
+
+def test_a_method_with_nothing_open_stays_as_it_is(base: Path) -> None:
+    for method in (METHODS["dyvte"](layer=1), METHODS["todre"](exit=False), METHODS["vtc_cls"]()):
+        assert decide(bench(base), method, 16, "renumbered") == (method, {})
+
+
+def test_what_freezing_costs_is_what_its_parts_say(base: Path, worker: Worker, tmp_path: Path) -> None:
+    stand, method = bench(base), METHODS["dyvte"]()
+    settled, _ = decide(stand, method, TOTAL, "renumbered")
+    found = prove(stand, method, settled, TOTAL, None, "renumbered")
+    decision = method.decides(stand.geometry, TOTAL)
+    assert decision is not None and found["against"] == "the form that decides per image"
+    kl: list[list[float]] = []
+    for sample in stand.held:
+        own = decision.settle(looks_of(stand, decision, method, TOTAL, "renumbered", [sample]))[0]
+        pair = [Candidate(method=name_of(one), params=params_of(one), tokens=TOTAL).plain() for one in (settled, own)]
+        kl.append([one["kl"] for one in worker({"do": "likeness", "sample": sample, "candidates": pair})["likeness"]])
+    frozen, other = ([pair[i] for pair in kl] for i in range(2))
+    assert found["kl"]["frozen"] == pytest.approx(statistics.mean(frozen))
+    assert found["kl"]["other"] == pytest.approx(statistics.mean(other))
+    assert found["kl"]["difference"][0] == pytest.approx(statistics.mean(frozen) - statistics.mean(other))
+    assert "accuracy" in found
+
+
+def test_an_answer_is_right_or_wrong_or_not_known(base: Path, worker: Worker, tmp_path: Path) -> None:
+    plain = Candidate(method="none", params={}, tokens=TOTAL).plain()
+    other = Candidate(method="uniform", params={}, tokens=4).plain()
+
+    def spoken(sample: int) -> str:
+        said = ask(worker.graphs, worker.question(sample), ANSWER_TOKENS).tokens
+        assert not {*said} & {*worker.graphs.geometry.eos_token_ids}
+        return worker.asker.prompter.decode(said)
+
+    order = {worker.sample(i).source: i for i in range(COUNT)}
+    heard = {int(Path(source).stem): spoken(i) for source, i in order.items()}
+    known = [f"  {heard[i].upper()} " if i % 2 else None for i in range(COUNT)]
+    again = hired(bench(base, asked(tmp_path, known)))
+    for number in range(COUNT):
+        place = int(Path(again.sample(number).source).stem)
+        right = again({"do": "right", "sample": number, "candidates": [plain, other]})["right"]
+        assert right == ([True, False] if place % 2 else None)
