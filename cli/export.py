@@ -61,6 +61,7 @@ def _print(result: "ExportResult", place: Path) -> None:
     facts = {
         "shapes": f"batch {record.batch}, {record.pruned.tokens} of {record.total} visual tokens, up to "
         f"{record.max_text} text tokens and {record.max_new} new ones, all constant",
+        "budgets": f"{', '.join(map(str, record.counts))} tokens, by router.onnx" if record.counts else None,
         "format": f"ONNX opset {record.opset}, {record.dtype}",
         "weights": f"weights.data, {result.weight_bytes / 2**20:.1f} MiB, shared by all graphs",
         "time": f"{result.seconds:.1f} s",

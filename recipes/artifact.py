@@ -37,7 +37,7 @@ __all__ = [
 
 MANIFEST = "tokcarve.json"
 _RECIPE, _PROCESSOR, _MODEL, _MODULES = "recipe.yaml", "processor", "model", "modules.safetensors"
-_BASE = "base.json"
+_MADE = "made.json"
 _LAST = Path(".tokcarve") / "last"
 _PROCESSOR_FILES = (
     "added_tokens.json",
@@ -85,7 +85,7 @@ class Artifact:
         """
         record = self.manifest.model
         inside = self.directory / _MODEL
-        path = inside if inside.is_dir() else _base_path(self.directory / _BASE)
+        path = inside if inside.is_dir() else _base_path(self.directory / _MADE)
         if path.is_dir():
             base = open_directory(path, name=record.name, revision=record.revision)
         elif record.revision is None and record.name not in ALIASES:
@@ -131,12 +131,14 @@ def write_artifact(
     force: bool = False,
     copy_weights: bool = False,
     modules: bytes | None = None,
+    seconds: float = 0.0,
 ) -> Artifact:
     """Write all of an artifact at once; the manifest is sealed here.
 
-    `modules` becomes modules.safetensors. `copy_weights` puts the checkpoint's own files inside. Raises ArtifactError
-    for what `check_output` refuses and for a disk that is full or cannot be written; then nothing is left behind and an
-    older artifact is untouched.
+    `modules` becomes modules.safetensors; `seconds`, what making it took, and where the base weights are, go to
+    made.json, which is all that differs between two runs. `copy_weights` puts the checkpoint's own files inside. Raises
+    ArtifactError for what `check_output` refuses and for a disk that is full or cannot be written; then nothing is left
+    behind and an older artifact is untouched.
     """
     check_output(directory, force=force)
     if modules is not None:
@@ -148,8 +150,8 @@ def write_artifact(
         if copy_weights:
             shards = tuple(shard.name for shard in checkpoint.shards)
             _copy_files(checkpoint.path, work / _MODEL, (*_MODEL_FILES, *shards))
-        else:
-            write_file(work / _BASE, json.dumps({"path": str(checkpoint.path)}) + "\n")
+        about = {"base": None if copy_weights else str(checkpoint.path), "seconds": seconds}
+        write_file(work / _MADE, json.dumps(about) + "\n")
         if modules is not None:
             write_file(work / _MODULES, modules)
         write_file(work / _RECIPE, recipe_yaml)
@@ -158,9 +160,9 @@ def write_artifact(
 
 
 def _base_path(file: Path) -> Path:
-    """Where the base weights were when the artifact was written, the only thing in it that knows a machine."""
+    """Where the base weights were when the artifact was written."""
     try:
-        return Path(str(json.loads(file.read_text(encoding="utf-8"))["path"]))
+        return Path(json.loads(file.read_text(encoding="utf-8"))["base"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{file} does not say where the base weights are ({error}); compress again") from None
 

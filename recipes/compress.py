@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from safetensors.torch import save
@@ -121,6 +122,7 @@ def compress_recipe(
 ) -> Artifact:
     """The artifact of `recipe`, written and remembered as the last one of this working directory."""
     recipe = load_recipe(recipe) if isinstance(recipe, Path) else recipe
+    started = perf_counter()
     plan = plan_recipe(recipe, out=out, force=force, how=how)
     artifact = write_artifact(
         plan.out,
@@ -130,6 +132,7 @@ def compress_recipe(
         force=force,
         copy_weights=copy_weights,
         modules=plan.modules,
+        seconds=round(perf_counter() - started, 3),
     )
     remember(artifact.directory)
     return artifact

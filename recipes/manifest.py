@@ -50,7 +50,7 @@ class _Closed(BaseModel):
 
 
 class ModelRecord(_Closed):
-    """The base model: a hub id, an alias, or the last part of a directory's name; where it lies is in base.json."""
+    """The base model: a hub id, an alias, or the last part of a directory's name; where it lies is in made.json."""
 
     name: str
     revision: str | None

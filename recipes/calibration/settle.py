@@ -1,6 +1,7 @@
 """From a recipe to a method, a count and what is frozen: with samples by calibration, else as it stands."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,20 +87,22 @@ def _automatic(
     place = out if out is not None else default_directory(checkpoint, name, label)
     check_output(place, force=force)
     among = serving(geometry, budget, recipe.positions) if name == "auto" else None
+    method = method_of(name, recipe.method.parameters) if name != "auto" else None
+    if method is not None and _reads_pixels(method, geometry, recipe.positions):
+        _check_pixels(checkpoint, geometry)
     with open_bench(checkpoint, geometry, asked, place, how) as bench:
         check = check_capture(bench)
         if among is not None:
             choice = best_method(bench, among, recipe.positions)
         else:
-            assert budget.max_loss is not None
-            method = method_of(name, recipe.method.parameters)
+            assert budget.max_loss is not None and method is not None
             choice = smallest_count(bench, method, budget.max_loss, recipe.positions)
         asked_for = {"name": name, "params": recipe.method.parameters}
         frozen, record = choice.frozen, bench.record | {"asked": asked_for} | choice.record
         method = choice.method
         if is_open(method, geometry, choice.tokens):
             method, frozen, more = fixed(bench, method, choice.tokens, recipe.positions)
-            record |= more
+            record = more | record
     made = Settled(method=method, tokens=choice.tokens, frozen=frozen, record=record, checks=(check,))
     return made, place
 
@@ -123,6 +126,14 @@ def _several(
     record = bench.record | (most.record or {})
     made = Settled(method=method, tokens=most.tokens, frozen=most.frozen, record=record, checks=(check,), routed=routed)
     return made, place
+
+
+def _reads_pixels(method: Method, geometry: Geometry, positions: str) -> bool:
+    """Whether a method whose count is open reads pixels, at the first count that it can plan."""
+    for count in range(geometry.total - 1, 0, -1):
+        with suppress(MethodError):
+            return any("pixels" in stage.reads for stage in planned(method, geometry, count, None, positions))
+    return False
 
 
 def _check_pixels(checkpoint: Checkpoint, geometry: Geometry) -> None:

@@ -71,6 +71,20 @@ def test_nothing_is_nearer(weights: list[int], more: int) -> None:
     assert far(found) == pytest.approx(min(far(one) for one in every))
 
 
+@pytest.mark.parametrize("total", range(40, 70))
+def test_nothing_is_nearer_by_layers(total: int) -> None:
+    """Squares count once per layer; 3 and 2 layers and 1, whose exact shares are 10, 8 and 4 of a sum of 50."""
+    lengths, falling = [3, 2, 1], [10, 8, 4]
+    ideal = [total * one / 50 for one in falling]
+    found = apportion(falling, total, least=1, most=30, lengths=lengths)
+
+    def far(counts: tuple[int, ...]) -> float:
+        return sum(n * (count - one) ** 2 for n, count, one in zip(lengths, counts, ideal, strict=True))
+
+    every = (one for one in product(range(1, 31), repeat=3) if one[0] >= one[1] >= one[2])
+    assert far(found) == pytest.approx(min(far(one) for one in every if summed(one, lengths) == total))
+
+
 @pytest.mark.parametrize(("total", "lengths"), [(2, None), (91, None), (7, [2, 2, 2])])
 def test_what_cannot_be_shared_is_refused(total: int, lengths: list[int] | None) -> None:
     with pytest.raises(MethodError, match=rf"no counts of 1\.\.30 sum to {total}"):

@@ -51,7 +51,7 @@ def test_what_is_written_is_read(tmp_path: Path, base: Checkpoint) -> None:
     assert found == written
     assert found.manifest == seal(manifest_of(base))
     assert found.recipe == recipe_of(base)
-    assert _names(tmp_path / "out") == {"tokcarve.json", "base.json", "recipe.yaml", "processor"}
+    assert _names(tmp_path / "out") == {"tokcarve.json", "made.json", "recipe.yaml", "processor"}
     assert _names(found.processor) == {"tokenizer.json", "preprocessor_config.json"}
     assert _names(tmp_path) == {"base", "out"}
     assert found.open_base().path == base.path
@@ -66,7 +66,7 @@ def test_writing_again_gives_the_same_bytes(tmp_path: Path, base: Checkpoint) ->
 
 def test_copied_weights_make_it_self_contained(tmp_path: Path, base: Checkpoint) -> None:
     written = write(tmp_path / "out", base, copy_weights=True)
-    assert not (written.directory / "base.json").exists()
+    assert json.loads((written.directory / "made.json").read_text()) == {"base": None, "seconds": 0.0}
     shutil.rmtree(base.path)
     moved = (tmp_path / "out").rename(tmp_path / "elsewhere")
     assert read_artifact(moved).open_base().path == moved / "model"

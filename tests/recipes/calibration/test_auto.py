@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import TOTAL, build, write
+from models import TOTAL, build, config, write
 
 import tokcarve
 from tokcarve.passes import families
@@ -22,6 +22,7 @@ from tokcarve.recipes.calibration.bench import Bench, bench_of
 from tokcarve.recipes.calibration.journal import Journal, Record, Task
 from tokcarve.recipes.calibration.pool import Pool, Runner
 from tokcarve.recipes.calibration.work import Candidate, Worker
+from tokcarve.recipes.carve import name_of
 from tokcarve.recipes.schema import Budget, Calibration
 
 UNIFORM = METHODS["uniform"]()
@@ -119,6 +120,21 @@ def test_both_measures_must_stay_within_the_limit(bench: Bench) -> None:
     small, pool = told(bench, falling(16))
     pool.sides[0].update({count: (0.0, count >= 40) for count in pool.sides[0]})
     assert smallest_count(small, UNIFORM, 0.02, "renumbered").tokens == 40
+
+
+def test_both_measures_must_stay_within_the_limit_on_held_out_samples(bench: Bench) -> None:
+    small, pool = told(bench, falling(16))
+    pool.sides[1].update({count: (0.0, count >= 40) for count in pool.sides[1]})
+    assert smallest_count(small, UNIFORM, 0.02, "renumbered").tokens == 48
+
+
+def test_who_is_passed_over_and_why() -> None:
+    geometry = families.geometry(config("qwen2", "clip", vision_layers=5, text_layers=8))
+    found = serving(geometry, Budget(tokens=16), "renumbered")
+    assert found.passed_over["vla_pruner"] == "it needs a state from whoever runs it"
+    assert found.passed_over["random"] == "its choice is random"
+    assert "learns from samples" in found.passed_over["prune_and_merge"]
+    assert {"fastv", "uniform", "hiprune"} <= {name_of(method) for method, _ in found.able}
 
 
 def test_what_cannot_be_met_says_the_best(bench: Bench) -> None:
