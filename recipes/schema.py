@@ -23,6 +23,8 @@ __all__ = ["BUDGETS", "Budget", "BudgetName", "Calibration", "Recipe", "learns",
 
 BudgetName = Literal["keep", "tokens", "avg_tokens", "kv_mib", "prefill_flops"]
 TEXT_ROWS = 64
+ROUTED = 160
+"""Samples of a router unless told: of 64 it learns little."""
 BUDGETS: tuple[BudgetName, ...] = get_args(BudgetName)
 Keep = Annotated[
     Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), Tag("share")] | Annotated[Literal["auto"], Tag("auto")],
@@ -126,10 +128,14 @@ class Recipe(Closed):
     @model_validator(mode="before")
     @classmethod
     def _learns(cls, fields: Any) -> Any:
-        """What cannot be decided without samples is decided on the bundled scenes unless told."""
+        """What cannot be decided without samples is decided on the bundled scenes unless told, a router on more."""
         match fields:
             case {"budget": dict() as budget, "method": dict() as method} if learns(method.get("name"), budget):
-                return {"calibration": {"samples": "scenes"}, **fields}
+                asked = fields.get("calibration", {})
+                if isinstance(asked, dict):
+                    several = isinstance(budget.get("tokens"), list | tuple)
+                    usual = {"samples": "scenes", **({"count": ROUTED} if several else {})}
+                    return {**fields, "calibration": usual | asked}
         return fields
 
 

@@ -93,7 +93,8 @@ def test_the_split_is_three_to_one(base: Path) -> None:
     assert bench.record["held_out"] == 2
 
 
-def test_ray_finds_what_a_worker_here_finds_though_one_is_killed(base: Path) -> None:
+def test_ray_finds_what_a_worker_here_finds_though_one_is_killed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests a nice worker waits for minutes
     here = bench_on(base, "local")
     expected = list(here.runner.map(work(here), ""))
     there = bench_on(base, "ray")
