@@ -141,14 +141,18 @@ def smallest_count(bench: Bench, method: Method, limit: float, positions: str) -
 
 
 def best_method(bench: Bench, serving: Serving, positions: str) -> Choice:
-    """The method with the least divergence on held-out samples, among those with the least on the others."""
+    """The method with the least divergence on all samples, among those with the least on the samples that calibrate.
+
+    Those held out alone would be few, and little is fitted to the others: counts of methods that leave them open.
+    """
     able = serving.able
     candidates = [candidate_of(bench, method, tokens, positions) for method, tokens in able]
     found = losses(bench, candidates, bench.learning, "comparing methods")
     order = sorted(range(len(able)), key=lambda place: (found[place].kl, place))
     short = order[:SHORTLIST]
     held = losses(bench, [candidates[place] for place in short], bench.held, "comparing the best on held-out samples")
-    best = min(range(len(short)), key=lambda place: (held[place].kl, place))
+    overall = [_both(found[place], loss) for place, loss in zip(short, held, strict=True)]
+    best = min(range(len(short)), key=lambda place: (overall[place], place))
     method, tokens = able[short[best]]
     record = {
         "methods": [_line(bench, *able[place], found[place], positions) for place in order],
@@ -156,6 +160,11 @@ def best_method(bench: Bench, serving: Serving, positions: str) -> Choice:
         "passed_over": serving.passed_over,
     }
     return Choice(method=method, tokens=tokens, frozen=_frozen(candidates[short[best]]), record={"auto": record})
+
+
+def _both(one: Loss, other: Loss) -> float:
+    """The mean divergence on the samples of both."""
+    return (one.kl * one.samples + other.kl * other.samples) / (one.samples + other.samples)
 
 
 def candidate_of(bench: Bench, method: Method, tokens: int, positions: str) -> Candidate:

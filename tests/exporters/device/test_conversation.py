@@ -40,7 +40,7 @@ def picture() -> Image.Image:
 
 def test_ort_says_what_torch_says(artifact: Path, picture: Image.Image) -> None:
     _, ort = converse(artifact, picture)
-    _, eager = converse_in_torch(read_artifact(artifact), picture, None)
+    _, eager, _ = converse_in_torch(read_artifact(artifact), picture, None)
     for question in QUESTIONS:
         one, other = (talk.ask(question, NEW) for talk in (ort, eager))
         assert one == other
