@@ -1,7 +1,7 @@
 """What `--keep auto` and `--method auto` promise, on the bundled checkpoint and on scenes that they have not seen.
 
-    python benchmarks/auto.py keep [--method divprune] [--limits 0.02 0.05 0.2] [--samples 96] [--fresh 200]
-    python benchmarks/auto.py method [--tokens 64 128] [--samples 96] [--fresh 200]
+    python benchmarks/auto.py keep [--method divprune] [--limits 0.02 0.05 0.2] [--samples 160] [--fresh 200]
+    python benchmarks/auto.py method [--tokens 64 128] [--samples 160] [--fresh 200]
 
 keep: for each limit, the count that was chosen, and its loss (KL in nats per token and the share of other answers) on
 the samples that calibrate, on those held out (where the promise is made), and on fresh scenes. method: every method
@@ -109,7 +109,7 @@ def main() -> None:
     first.add_argument("--limits", type=float, nargs="+", default=[0.02, 0.05, 0.2])
     second.add_argument("--tokens", type=int, nargs="+", default=[64, 128])
     for one, verb in ((first, keep), (second, method)):
-        one.add_argument("--samples", type=int, default=96)
+        one.add_argument("--samples", type=int, default=160)
         one.add_argument("--fresh", type=int, default=200)
         one.set_defaults(verb=verb)
     options = parser.parse_args()

@@ -23,8 +23,8 @@ __all__ = ["BUDGETS", "Budget", "BudgetName", "Calibration", "Recipe", "learns",
 
 BudgetName = Literal["keep", "tokens", "avg_tokens", "kv_mib", "prefill_flops"]
 TEXT_ROWS = 64
-ROUTED = 160
-"""Samples of a router unless told: of 64 it learns little."""
+MANY = 160
+"""Samples unless told where a router learns or methods are told apart: of 64 both learn little."""
 BUDGETS: tuple[BudgetName, ...] = get_args(BudgetName)
 Keep = Annotated[
     Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), Tag("share")] | Annotated[Literal["auto"], Tag("auto")],
@@ -128,13 +128,13 @@ class Recipe(Closed):
     @model_validator(mode="before")
     @classmethod
     def _learns(cls, fields: Any) -> Any:
-        """What cannot be decided without samples is decided on the bundled scenes unless told, a router on more."""
+        """What cannot be decided without samples is decided on the bundled scenes unless told."""
         match fields:
             case {"budget": dict() as budget, "method": dict() as method} if learns(method.get("name"), budget):
                 asked = fields.get("calibration", {})
                 if isinstance(asked, dict):
-                    several = isinstance(budget.get("tokens"), list | tuple)
-                    usual = {"samples": "scenes", **({"count": ROUTED} if several else {})}
+                    many = method.get("name") == "auto" or isinstance(budget.get("tokens"), list | tuple)
+                    usual = {"samples": "scenes", **({"count": MANY} if many else {})}
                     return {**fields, "calibration": usual | asked}
         return fields
 
