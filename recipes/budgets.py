@@ -10,7 +10,7 @@ from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.stage import Method, Stage
 from tokcarve.recipes.schema import Budget
 
-__all__ = ["mean_tokens", "resolve_budget", "within"]
+__all__ = ["mean_tokens", "resolve_budget", "stored_rows", "within"]
 
 MIB = 2.0**20
 
@@ -68,7 +68,7 @@ def _wish(name: str, budget: Budget, geometry: Geometry) -> _Wish:
     text, new = (budget.asked.get(rows, 0) for rows in ("max_text", "max_new"))
 
     def kv(stages: Sequence[Stage]) -> float:
-        return kv_bytes(geometry.text, [rows + int(text + new) for rows in _stored(geometry, stages)]) / MIB
+        return kv_bytes(geometry.text, [rows + int(text + new) for rows in stored_rows(geometry, stages)]) / MIB
 
     def flops(stages: Sequence[Stage]) -> int:
         return count_flops(geometry, rows_of(geometry, stages, int(text))).prefill
@@ -104,7 +104,7 @@ def _planned(method: Method, geometry: Geometry, count: int) -> list[Stage]:
     return [stage for stage in stages if stage.how != "observe"]
 
 
-def _stored(geometry: Geometry, stages: Sequence[Stage]) -> list[int]:
+def stored_rows(geometry: Geometry, stages: Sequence[Stage]) -> list[int]:
     """Visual rows whose keys and values each language layer keeps."""
     rows = list(rows_of(geometry, stages, 0).text)
     for stage in stages:

@@ -7,12 +7,13 @@ Gives       index, the better half of the 3/2 `tokens` tokens ranked highest and
             it. Ranks are those of the mean attention of the last row and of the contribution sum_k |U_jk| sigma_k.
 Cost        one attention row, products of the two halves, and the contribution. Of 576 tokens, with the share of 128
             kept that float64 eigenvectors keep, on the tests' recorded model, on the bundled one and on rows drawn 896
-            wide, and milliseconds 896 and 4096 wide on a shared CPU core (benchmarks/contribution.py):
-              all directions, 10 rounds    90 %    92 %    92 %    517   1112
-                              40          100 %   100 %   100 %    839    964
-              64 leading, 40 rounds       100 %    98 %    93 %     33     56
-              128 leading, 40 rounds      100 %   100 %    93 %    105    144
-              norm                         57 %    76 %    85 %      0      6
+            wide (benchmarks/contribution.py):
+              all directions, 10 rounds    90 %    92 %    92 %
+                              40          100 %   100 %   100 %
+              64 leading, 40 rounds       100 %    98 %    93 %
+              128 leading, 40 rounds      100 %   100 %    93 %
+              norm                         57 %    76 %    85 %
+            128 leading ones take 5.5 % of the prefill of a 0.5B shape (benchmarks/language.py).
 Differs     the first image row is the image's own, where the code starts one row late. Ties to the lower index.
             contribution: singular (default) turns towards U in `rounds` rounds, since ONNX has no eigensolver, in
             `directions` of all and estimates what lies outside: with as many as the model is wide, or the image has

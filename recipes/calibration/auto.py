@@ -15,9 +15,9 @@ from tokcarve.passes.errors import BudgetError, MethodError
 from tokcarve.passes.flops import kv_bytes, rows_of
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.methods import METHODS
-from tokcarve.passes.stage import Frozen, Method
+from tokcarve.passes.stage import Method
 from tokcarve.passes.text_taps import CALLER
-from tokcarve.recipes.budgets import resolve_budget
+from tokcarve.recipes.budgets import resolve_budget, stored_rows
 from tokcarve.recipes.calibration.bench import Bench
 from tokcarve.recipes.calibration.freeze import counts_of
 from tokcarve.recipes.calibration.work import Candidate
@@ -50,11 +50,10 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What was chosen, its frozen counts, and the record of what it was chosen from."""
+    """What was chosen, and the record of what it was chosen from."""
 
     method: Method
     tokens: int
-    frozen: Frozen | None
     record: dict[str, Any]
 
 
@@ -69,6 +68,8 @@ class Serving:
 def losses(bench: Bench, candidates: Sequence[Candidate], samples: Iterable[int], what: str) -> list[Loss]:
     """The loss of every candidate on the samples of these numbers."""
     plain = [candidate.plain() for candidate in candidates]
+    if not plain:
+        return []
     tasks = [{"do": "likeness", "sample": sample, "candidates": plain} for sample in samples]
     kl, changed = [0.0] * len(plain), [0] * len(plain)
     for record in bench.runner.map(tasks, what):
@@ -123,20 +124,26 @@ def smallest_count(bench: Bench, method: Method, limit: float, positions: str) -
     Counts are gone through downwards until one fails, so no larger count that was tried fails. BudgetError, with the
     best that can be reached, where not even the largest count passes.
     """
-    total = bench.geometry.total
-    tried = _measured(bench, _able(bench, method, _steps(total), positions), method, positions, "trying counts")
+    total, made = bench.geometry.total, dict[int, Candidate]()
+
+    def measured(counts: Sequence[int], samples: range, what: str) -> dict[int, Loss]:
+        fresh = [count for count in counts if count not in made]
+        made.update({count: candidate_of(bench, method, count, positions) for count in fresh})
+        return dict(zip(counts, losses(bench, [made[count] for count in counts], samples, what), strict=True))
+
+    tried = measured(_able(bench, method, _steps(total), positions), bench.learning, "trying counts")
     passing = _down_to(tried, limit)
     if passing is not None:
         below = max((count for count in tried if count < passing), default=0)
         finer = _able(bench, method, _between(below, passing), positions)
-        tried |= _measured(bench, finer, method, positions, "trying counts between")
+        tried |= measured(finer, bench.learning, "trying counts between")
         passing = _down_to(tried, limit)
     held = dict[int, Loss]()
     for count in sorted(tried):
         if passing is not None and count >= passing:
-            held |= _measured(bench, [count], method, positions, "checking on held-out samples", held=True)
+            held |= measured([count], bench.held, "checking on held-out samples")
             if held[count].worst <= limit:
-                return _chosen(bench, method, count, limit, tried, held)
+                return Choice(method=method, tokens=count, record=_curve(limit, tried, held))
     raise BudgetError(_unreached(method, limit, held if held else tried, total, bench))
 
 
@@ -159,7 +166,7 @@ def best_method(bench: Bench, serving: Serving, positions: str) -> Choice:
         "held_out": [{"method": name_of(able[p][0]), **asdict(loss)} for p, loss in zip(short, held, strict=True)],
         "passed_over": serving.passed_over,
     }
-    return Choice(method=method, tokens=tokens, frozen=_frozen(candidates[short[best]]), record={"auto": record})
+    return Choice(method=method, tokens=tokens, record={"auto": record})
 
 
 def _both(one: Loss, other: Loss) -> float:
@@ -175,18 +182,6 @@ def candidate_of(bench: Bench, method: Method, tokens: int, positions: str) -> C
     return Candidate(
         method=name_of(method), params=params_of(method), tokens=tokens, positions=positions, counts=counts
     )
-
-
-def _frozen(candidate: Candidate) -> Frozen | None:
-    return None if candidate.counts is None else Frozen(counts=candidate.counts)
-
-
-def _measured(
-    bench: Bench, counts: Sequence[int], method: Method, positions: str, what: str, *, held: bool = False
-) -> dict[int, Loss]:
-    candidates = [candidate_of(bench, method, count, positions) for count in counts]
-    found = losses(bench, candidates, bench.held if held else bench.learning, what) if candidates else []
-    return dict(zip(counts, found, strict=True))
 
 
 def _able(bench: Bench, method: Method, counts: Iterable[int], positions: str) -> list[int]:
@@ -234,17 +229,9 @@ def _down_to(tried: dict[int, Loss], limit: float) -> int | None:
     return passing
 
 
-def _chosen(
-    bench: Bench, method: Method, count: int, limit: float, tried: dict[int, Loss], held: dict[int, Loss]
-) -> Choice:
-    curve = [{"tokens": n, **asdict(tried[n])} for n in sorted(tried)]
-    checked = [{"tokens": n, **asdict(held[n])} for n in sorted(held)]
-    record = {"max_loss": limit, "curve": curve, "held_out": checked}
-    dynamic = method.dynamic()
-    frozen = None
-    if dynamic is not None:
-        frozen = Frozen(counts=frozen_counts(counts_of(bench, dynamic, count), count, bench.quantile))
-    return Choice(method=method, tokens=count, frozen=frozen, record={"auto": record})
+def _curve(limit: float, tried: dict[int, Loss], held: dict[int, Loss]) -> dict[str, Any]:
+    sides = ([{"tokens": n, **asdict(found[n])} for n in sorted(found)] for found in (tried, held))
+    return {"auto": {"max_loss": limit, **dict(zip(("curve", "held_out"), sides, strict=True))}}
 
 
 def _unreached(method: Method, limit: float, tried: dict[int, Loss], total: int, bench: Bench) -> str:
@@ -265,6 +252,6 @@ def _line(bench: Bench, method: Method, tokens: int, loss: Loss, positions: str)
         "tokens": tokens,
         "tokens_entering": rows[0],
         "tokens_mean": sum(rows) / len(rows),
-        "kv_mib": kv_bytes(bench.geometry.text, rows) / 2**20,
+        "kv_mib": kv_bytes(bench.geometry.text, stored_rows(bench.geometry, stages)) / 2**20,
     }
     return {"method": name_of(method), **numbers, **asdict(loss)}

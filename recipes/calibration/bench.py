@@ -1,5 +1,6 @@
 """What every calibration stands on: a model, its samples split in two, and who does the work."""
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,15 +62,16 @@ class Bench:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the manifest says of the samples."""
-        about = self.set
+        """What the manifest says of the samples, without the path at which they lie."""
+        about, place = self.set, Path(self.set.source)
+        root = f"{place if place.is_dir() else place.parent}{os.sep}"
         return {
-            "samples": about.source,
+            "samples": place.name or about.source,
             "sha256": about.sha256,
             "count": len(about),
             "held_out": len(self.held),
             "seed": about.seed,
-            "skipped": list(about.skipped),
+            "skipped": [text.replace(root, "") for text in about.skipped],
         }
 
 

@@ -18,6 +18,7 @@ from tokcarve.recipes.manifest import CheckRecord
 __all__ = ["check_capture", "counts_of", "freeze", "is_open"]
 
 CAPTURE_TOLERANCE = 1e-4
+FIT = "fit"  # whose state the journal keeps
 CAPTURED = 4  # images on which the captured graph is compared with the checkpoint
 
 
@@ -83,13 +84,13 @@ def _counted(bench: Bench, method: Method, dynamic: Method, tokens: int) -> tupl
 
 def _fitted(bench: Bench, fit: Fit) -> tuple[Frozen, dict[str, Any]]:
     journal = bench.runner.journal
-    done, state = journal.saved()
+    done, state = journal.saved(FIT)
     if done:
         fit.restore(state)
     for tokens in _tokens(bench, fit.site, bench.learning[done:], "learning"):
         fit.add(tokens)
         done += 1
-        journal.save(done, fit.state())
+        journal.save(done, fit.state(), FIT)
     tensors = fit.solve()
     losses = [fit.loss(tensors, tokens) for tokens in _tokens(bench, fit.site, bench.held, "measuring the loss")]
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}

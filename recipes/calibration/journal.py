@@ -54,22 +54,24 @@ class Journal:
         self._stream.write(json.dumps({"task": _key(task), "record": record}) + "\n")
         self._stream.flush()
 
-    def save(self, done: int, state: Mapping[str, Tensor]) -> None:
-        """Keeps what has been gathered from the first `done` tasks, in place of what was kept so."""
+    def save(self, done: int, state: Mapping[str, Tensor], of: str) -> None:
+        """Keeps what `of` has gathered from the first `done` tasks, in place of what was kept so."""
         if self.path is None:
             return
         place = self._place(self.path)
         fresh = place.with_name(place.name + ".new")
-        save_file(dict(state), fresh, {"facts": json.dumps(self.facts), "done": str(done)})
+        save_file(dict(state), fresh, {"facts": json.dumps(self.facts), "done": str(done), "of": of})
         fresh.replace(place)
 
-    def saved(self) -> tuple[int, dict[str, Tensor]]:
-        """What `save` kept, of a run that is resumed; (0, {}) of one that is not."""
+    def saved(self, of: str) -> tuple[int, dict[str, Tensor]]:
+        """What `save` kept of `of`, where a run is resumed; (0, {}) where there is nothing of it."""
         if not self.resume or self.path is None or not self._place(self.path).is_file():
             return 0, {}
         with safe_open(self._place(self.path), "pt") as stored:
             about = stored.metadata()
             self._check(json.loads(about["facts"]))
+            if about["of"] != of:
+                return 0, {}
             return int(about["done"]), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
 
     @property

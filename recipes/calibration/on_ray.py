@@ -1,6 +1,5 @@
 """The same workers on a Ray cluster: one actor per CPU, and a task that a lost actor had is done by another."""
 
-import os
 import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -90,10 +89,6 @@ class _Actor:
 
     def run(self, task: Task) -> Record:
         return self.worker(task)
-
-    def process(self) -> int:
-        """For a test that ends it."""
-        return os.getpid()
 
 
 def _reach(address: str) -> None:

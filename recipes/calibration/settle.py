@@ -98,7 +98,7 @@ def _automatic(
             assert budget.max_loss is not None and method is not None
             choice = smallest_count(bench, method, budget.max_loss, recipe.positions)
         asked_for = {"name": name, "params": recipe.method.parameters}
-        frozen, record = choice.frozen, bench.record | {"asked": asked_for} | choice.record
+        frozen, record = None, bench.record | {"asked": asked_for} | choice.record
         method = choice.method
         if is_open(method, geometry, choice.tokens):
             method, frozen, more = fixed(bench, method, choice.tokens, recipe.positions)

@@ -29,6 +29,7 @@ __all__ = ["STEPS", "train"]
 STEPS = 512
 _MEANS, _DECAY, _TINY = (0.9, 0.999), 0.01, 1e-8  # of AdamW
 _LONGEST = 1.0  # norm of a gradient; a longer one is shortened
+TRAINING = "training"  # whose state the journal keeps
 _PLAN = "plan"
 _LOSSES = "losses"
 
@@ -67,7 +68,7 @@ class _Course:
         """The tensors after `steps`, and the loss of every step."""
         journal, tell = self.bench.runner.journal, self.bench.runner.tell
         mark = torch.tensor(list(hashlib.sha256(json.dumps(plan).encode()).digest()), dtype=torch.uint8)
-        done, state = journal.saved()
+        done, state = journal.saved(TRAINING)
         if not done:
             tensors = self.trainee.start(self.bench.set.seed)
             state = _state_of(tensors) | {_LOSSES: torch.zeros(steps, dtype=torch.float64), _PLAN: mark}
@@ -91,7 +92,7 @@ class _Course:
             found = dict(zip(tensors, slopes, strict=True))
             state |= _adamw(state, found, step + 1, rate)
             state[_LOSSES][step] = float(loss.detach())
-            journal.save(step + 1, state)
+            journal.save(step + 1, state, TRAINING)
             tell("training", step + 1, steps)
         return {name: state[name].detach() for name in self.trainee.shapes}, state[_LOSSES].tolist()
 

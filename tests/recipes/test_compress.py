@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from models import TOTAL, build, write
+from PIL import Image
 
 import tokcarve
 from tokcarve.passes.errors import MethodError, SampleError
@@ -89,3 +90,18 @@ def test_the_last_artifact_is_remembered(base: str, tmp_path: Path) -> None:
     carve(base, tmp_path, method="uniform", tokens=16)
     with contextlib.chdir(tmp_path):
         assert last() == Path("artifact")
+
+
+def test_a_manifest_knows_no_path_of_its_samples(base: str, tmp_path: Path) -> None:
+    places = []
+    for name in ("here", "elsewhere"):
+        folder = tmp_path / name / "photos"
+        folder.mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (20, 20), (i * 20, 99, 0)).save(folder / f"{i}.png")
+        (folder / "broken.png").write_bytes(b"x")
+        places.append(carve(base, tmp_path, name + "-k16", method="flowcut", tokens=16, samples=str(folder)))
+    first, second = ((place / "tokcarve.json").read_bytes() for place in places)
+    assert first == second and str(tmp_path).encode() not in first
+    record = read_artifact(places[0]).manifest.calibration
+    assert record is not None and record["samples"] == "photos" and record["skipped"][0].startswith("broken.png is not")

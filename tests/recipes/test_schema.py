@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -162,3 +163,9 @@ def test_arguments_that_do_not_fit(arguments: dict[str, object], error: type[Tok
     with pytest.raises(error) as refusal:
         make_recipe("tiny", **values)  # type: ignore[arg-type]
     assert str(refusal.value).startswith(text)
+
+
+@pytest.mark.parametrize("asked", [{"method": "auto", "tokens": 64}, {"method": "hiprune", "tokens": (64, 128)}])
+def test_what_many_samples_decide_gets_many(asked: dict[str, Any]) -> None:
+    found = [make_recipe("tiny", count=count, **asked).calibration for count in (None, 5)]
+    assert [one and (one.samples, one.count) for one in found] == [("scenes", 160), ("scenes", 5)]

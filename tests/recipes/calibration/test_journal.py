@@ -67,7 +67,7 @@ def test_done_removes_it_and_nothing_to_resume_is_nothing(path: Path) -> None:
     assert Journal(path, FACTS, resume=True).get(FIRST) is None
     journal = Journal(path, FACTS)
     journal.put(FIRST, {})
-    journal.save(1, {"sum": torch.ones(2)})
+    journal.save(1, {"sum": torch.ones(2)}, "fit")
     assert len(list(path.parent.iterdir())) == 2
     journal.close(done=True)
     assert list(path.parent.iterdir()) == []
@@ -75,19 +75,20 @@ def test_done_removes_it_and_nothing_to_resume_is_nothing(path: Path) -> None:
 
 def test_gathered_state_comes_back_under_the_same_facts(path: Path) -> None:
     journal = Journal(path, FACTS)
-    journal.save(1, {"sum": torch.ones(2)})
-    journal.save(2, {"sum": torch.full((2,), 0.1, dtype=torch.float64)})
+    journal.save(1, {"sum": torch.ones(2)}, "fit")
+    journal.save(2, {"sum": torch.full((2,), 0.1, dtype=torch.float64)}, "fit")
     journal.close(done=False)
-    done, state = Journal(path, FACTS, resume=True).saved()
+    done, state = Journal(path, FACTS, resume=True).saved("fit")
+    assert Journal(path, FACTS, resume=True).saved("training") == (0, {})
     assert done == 2 and torch.equal(state["sum"], torch.full((2,), 0.1, dtype=torch.float64))
-    assert Journal(path, FACTS).saved() == (0, {})
+    assert Journal(path, FACTS).saved("fit") == (0, {})
     with pytest.raises(SampleError, match="model was a and is z"):
-        Journal(path, FACTS | {"model": "z"}, resume=True).saved()
+        Journal(path, FACTS | {"model": "z"}, resume=True).saved("fit")
 
 
 def test_no_path_keeps_nothing(tmp_path: Path) -> None:
     journal = Journal(None, FACTS)
     journal.put(FIRST, {})
-    journal.save(1, {})
+    journal.save(1, {}, "fit")
     journal.close(done=True)
     assert journal.get(FIRST) is None and list(tmp_path.iterdir()) == []

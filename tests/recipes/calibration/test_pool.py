@@ -1,10 +1,9 @@
 """Tasks are done once and in order, whoever does them; a lost worker on Ray costs time and nothing else."""
 
-import os
-import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from models import build, write
 
@@ -93,6 +92,12 @@ def test_the_split_is_three_to_one(base: Path) -> None:
     assert bench.record["held_out"] == 2
 
 
+def actors() -> list[psutil.Process]:
+    """The workers of the cluster that runs under this process."""
+    below = psutil.Process().children(recursive=True)
+    return [one for one in below if one.is_running() and "ray::_Actor" in " ".join(one.cmdline())]
+
+
 def test_ray_finds_what_a_worker_here_finds_though_one_is_killed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests a nice worker waits for minutes
     here = bench_on(base, "local")
@@ -102,10 +107,12 @@ def test_ray_finds_what_a_worker_here_finds_though_one_is_killed(base: Path, mon
         found = there.runner.map(work(there), "")
         first = [next(found) for _ in range(3)]
         pool = there.runner.pool
-        lost = pool.ray.get(pool.actors[0].process.remote())  # type: ignore[attr-defined]
-        os.kill(lost, signal.SIGKILL)
+        lost = actors()[0]
+        lost.kill()
         assert [*first, *found] == expected
-        assert pool.ray.get(pool.actors[0].process.remote()) != lost  # type: ignore[attr-defined]
+        again = [actor.run.remote(work(there)[0]) for actor in pool.actors]  # type: ignore[attr-defined]
+        assert pool.ray.get(again) == [expected[0]] * len(again)  # type: ignore[attr-defined]
+        assert len(actors()) == len(again) and lost not in actors(), "another has come in its place"
         with pytest.raises(KeyError):
             list(there.runner.map([{"do": "nonsense", "sample": 0}], ""))
     finally:
