@@ -15,10 +15,11 @@ from tokcarve.passes.errors import BudgetError, MethodError
 from tokcarve.passes.flops import kv_bytes, rows_of
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.methods import METHODS
-from tokcarve.passes.stage import Method
+from tokcarve.passes.stage import Frozen, Method
 from tokcarve.passes.text_taps import CALLER
 from tokcarve.recipes.budgets import resolve_budget, stored_rows
 from tokcarve.recipes.calibration.bench import Bench
+from tokcarve.recipes.calibration.decide import decide
 from tokcarve.recipes.calibration.freeze import counts_of
 from tokcarve.recipes.calibration.work import Candidate
 from tokcarve.recipes.carve import name_of, params_of, planned
@@ -162,7 +163,7 @@ def best_method(bench: Bench, serving: Serving, positions: str) -> Choice:
     best = min(range(len(short)), key=lambda place: (overall[place], place))
     method, tokens = able[short[best]]
     record = {
-        "methods": [_line(bench, *able[place], found[place], positions) for place in order],
+        "methods": [_line(bench, candidates[place], found[place]) for place in order],
         "held_out": [{"method": name_of(able[p][0]), **asdict(loss)} for p, loss in zip(short, held, strict=True)],
         "passed_over": serving.passed_over,
     }
@@ -175,7 +176,8 @@ def _both(one: Loss, other: Loss) -> float:
 
 
 def candidate_of(bench: Bench, method: Method, tokens: int, positions: str) -> Candidate:
-    """A method at a count, its open counts frozen on the samples that calibrate."""
+    """A method at a count, what it leaves open decided and frozen on the samples that calibrate."""
+    method, _ = decide(bench, method, tokens, positions)
     dynamic, counts = method.dynamic(), None
     if dynamic is not None:
         counts = frozen_counts(counts_of(bench, dynamic, tokens), tokens, bench.quantile)
@@ -244,9 +246,11 @@ def _unreached(method: Method, limit: float, tried: dict[int, Loss], total: int,
     )
 
 
-def _line(bench: Bench, method: Method, tokens: int, loss: Loss, positions: str) -> dict[str, Any]:
+def _line(bench: Bench, candidate: Candidate, loss: Loss) -> dict[str, Any]:
     """A method in the record, with the three token numbers."""
-    stages = [s for s in planned(method, bench.geometry, tokens, None, positions) if s.how != "observe"]
+    method, tokens = candidate.made, candidate.tokens
+    frozen = None if candidate.counts is None else Frozen(counts=candidate.counts)
+    stages = [s for s in planned(method, bench.geometry, tokens, frozen, candidate.positions) if s.how != "observe"]
     rows = rows_of(bench.geometry, stages, 0).text
     numbers = {
         "tokens": tokens,
@@ -254,4 +258,4 @@ def _line(bench: Bench, method: Method, tokens: int, loss: Loss, positions: str)
         "tokens_mean": sum(rows) / len(rows),
         "kv_mib": kv_bytes(bench.geometry.text, stored_rows(bench.geometry, stages)) / 2**20,
     }
-    return {"method": name_of(method), **numbers, **asdict(loss)}
+    return {"method": candidate.method, **numbers, **asdict(loss)}

@@ -100,7 +100,7 @@ def _automatic(
         asked_for = {"name": name, "params": recipe.method.parameters}
         frozen, record = None, bench.record | {"asked": asked_for} | choice.record
         method = choice.method
-        if is_open(method, geometry, choice.tokens):
+        if is_open(method, geometry, choice.tokens) or method.decides(geometry, choice.tokens) is not None:
             method, frozen, more = fixed(bench, method, choice.tokens, recipe.positions)
             record = more | record
     made = Settled(method=method, tokens=choice.tokens, frozen=frozen, record=record, checks=(check,))

@@ -19,10 +19,11 @@ from tokcarve.passes.methods import METHODS
 from tokcarve.recipes.artifact import read_artifact
 from tokcarve.recipes.calibration.auto import best_method, losses, serving, smallest_count
 from tokcarve.recipes.calibration.bench import Bench, bench_of
+from tokcarve.recipes.calibration.decide import decide
 from tokcarve.recipes.calibration.journal import Journal, Record, Task
 from tokcarve.recipes.calibration.pool import Pool, Runner
 from tokcarve.recipes.calibration.work import Candidate, Worker
-from tokcarve.recipes.carve import name_of
+from tokcarve.recipes.carve import name_of, params_of
 from tokcarve.recipes.schema import Budget, Calibration
 
 UNIFORM = METHODS["uniform"]()
@@ -35,24 +36,35 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bench(base: Path) -> Bench:
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Deep enough for methods that cut three times in the language model."""
+    return write(build("qwen2", "clip", vision_layers=3, text_layers=8), tmp_path_factory.mktemp("deep") / "model")
+
+
+def opened(base: Path) -> Bench:
     checkpoint = open_directory(base)
     return bench_of(checkpoint, families.geometry(read_config(checkpoint.path)), Calibration(count=12))
 
 
-class Losses(Pool):
-    """Losses by count or method as a test says, (kl, same) on the samples that calibrate and on those held out."""
+@pytest.fixture(scope="module")
+def bench(base: Path) -> Bench:
+    return opened(base)
 
-    def __init__(
-        self, learning: dict[Any, tuple[float, bool]], held: dict[Any, tuple[float, bool]], first: int
-    ) -> None:
-        self.sides, self.first, self.asked = (learning, held), first, list[tuple[bool, Any]]()
+
+class Losses(Pool):
+    """Losses by count or method as a test says, (kl, same) on the samples that calibrate and on those held out; what
+    else is asked, `real` does."""
+
+    def __init__(self, learning: Told, held: Told, first: int, real: Pool) -> None:
+        self.sides, self.first, self.real = (learning, held), first, real
+        self.asked, self.made = list[tuple[bool, Any]](), dict[str, Any]()
 
     def imap(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Record]]:
         for number, task in enumerate(tasks):
-            if task["do"] == "counts":
-                yield number, {"counts": {}}
+            if task["do"] != "likeness":
+                yield number, self.real.here()(task)
                 continue
+            self.made |= {one["method"]: one for one in task["candidates"]}
             late = task["sample"] >= self.first
             found = []
             for one in task["candidates"]:
@@ -68,7 +80,7 @@ class Losses(Pool):
 
 def told(bench: Bench, learning: dict[Any, float], held: dict[Any, float] | None = None) -> tuple[Bench, Losses]:
     sides = ({key: (kl, True) for key, kl in one.items()} for one in (learning, held if held is not None else learning))
-    pool = Losses(*sides, len(bench.learning))
+    pool = Losses(*sides, len(bench.learning), bench.runner.pool)
     return replace(bench, runner=Runner(pool, Journal(None, {}))), pool
 
 
@@ -164,6 +176,28 @@ def test_the_best_method_is_the_best_on_all_samples(bench: Bench) -> None:
     assert [line["method"] for line in lines[:3]] == ["uniform", "hiprune", "pooling"]
     assert len(choice.record["auto"]["held_out"]) == 5
     assert set(choice.record["auto"]["passed_over"]) >= {"none", "random", "prune_and_merge", "vla_pruner"}
+
+
+@pytest.mark.parametrize("name", ["visiondrop", "todre"])
+def test_methods_are_compared_as_samples_decide_them(deep: Path, name: str) -> None:
+    bench = opened(deep)
+    small, pool = told(bench, {one: 0.1 if one == name else 0.5 for one in METHODS})
+    choice = best_method(small, serving(bench.geometry, Budget(tokens=16), "renumbered"), "renumbered")
+    assert choice.method == METHODS[name]() and choice.tokens == 16
+    settled, record = decide(small, METHODS[name](), 16, "renumbered")
+    assert pool.made[name]["params"] == json.loads(json.dumps(params_of(settled))), "not with its own defaults"
+    assert record["decided"]["fixed"]
+
+
+def test_a_count_left_to_samples_is_tried_as_samples_decide_the_rest(deep: Path, tmp_path: Path) -> None:
+    automatic = carve(deep, tmp_path, "a", method="visiondrop", keep="auto", max_loss=9.0, count=8, samples="scenes")
+    tokens = read_artifact(automatic).manifest.budget.tokens
+    named = carve(deep, tmp_path, "b", method="visiondrop", tokens=tokens, count=8, samples="scenes")
+    one, other = (read_artifact(place).manifest for place in (automatic, named))
+    assert one.method == other.method and one.schedule == other.schedule
+    for key in ("decided", "proof"):
+        assert one.calibration is not None and other.calibration is not None
+        assert one.calibration[key] == other.calibration[key]
 
 
 def carve(base: Path, place: Path, out: str, **settings: Any) -> Path:
