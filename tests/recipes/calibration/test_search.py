@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from models import TOTAL, build, write
 from typer.testing import CliRunner
 
@@ -21,7 +19,6 @@ from tokcarve.passes import families
 from tokcarve.passes.asking import ask
 from tokcarve.passes.checkpoint import resolve
 from tokcarve.passes.errors import MethodError, RecipeError, TokcarveError
-from tokcarve.passes.flops import count_flops, rows_of
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.inputs.samples import open_samples
 from tokcarve.passes.methods import METHODS
@@ -29,7 +26,7 @@ from tokcarve.passes.methods.hiprune import HiPrune
 from tokcarve.passes.methods.vflowopt import VFlowOpt
 from tokcarve.passes.stage import Method
 from tokcarve.recipes.artifact import Artifact
-from tokcarve.recipes.budgets import mean_tokens, resolve_budget, within
+from tokcarve.recipes.budgets import mean_tokens, resolve_budget
 from tokcarve.recipes.calibration import work
 from tokcarve.recipes.calibration.bench import How, bench_of
 from tokcarve.recipes.calibration.search import search, search_of
@@ -275,28 +272,6 @@ class TestRefused:
         refused(str(place), tmp_path / "out", "choose parameters that read no pixels")
         found = compress(str(place), tmp_path / "out", params={"alpha": 0.0}, trials=1)
         assert set(said(found)["space"]) == {"threshold", "cell", "entering"} and said(found)["best"] == 0
-
-
-def test_equal_means_may_break_a_limit_on_flops() -> None:
-    """Attention costs more where many tokens meet than where few do in more layers."""
-    level, steep = (VFlowOpt(cell=8.0, ratios=ratios) for ratios in ((1.0, 1.0), (0.5, 0.5)))
-    assert mean_tokens(level, _geometry(), 28) == mean_tokens(steep, _geometry(), 12) == 28
-    flops = count_flops(_geometry(), rows_of(_geometry(), level.stages(_geometry(), 28, None), 64)).prefill
-    asked = Budget(prefill_flops=flops)
-    assert within(asked, level, _geometry(), 28) and not within(asked, steep, _geometry(), 12)
-    assert within(Budget(tokens=28), steep, _geometry(), 12), "no limit"
-
-
-@given(st.sampled_from(list(METHODS)), st.integers(5, TOTAL - 1), st.booleans(), st.data())
-def test_what_a_method_declares_can_be_planned(name: str, tokens: int, exact: bool, data: st.DataObject) -> None:
-    geometry, method = _geometry(), METHODS[name]()
-    space = method.space(geometry, tokens, exact=exact)
-    assert (not space) == (name not in ("vflowopt", "hiprune", "visionzip"))
-    for span in space.values():
-        assert span.low < span.high and (span.low <= span.start <= span.high or isinstance(method, VFlowOpt))
-    point = {key: data.draw(st.floats(span.low, span.high)) for key, span in space.items() if key != "cell"}
-    other, count = method.at(point, geometry, tokens, exact=exact)
-    assert mean_tokens(other, geometry, count) <= mean_tokens(method, geometry, tokens) if space else other == method
 
 
 @functools.cache
