@@ -1,17 +1,15 @@
 """`tokcarve export`: an artifact into ONNX graphs for ONNX Runtime, proven against torch."""
 
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokcarve.cli.output import emit_json, print_facts, print_line, print_table, progress_bars
+from tokcarve.cli.output import checked_rows, emit_json, print_facts, print_line, print_table, progress_bars
 
 if TYPE_CHECKING:
     from tokcarve.exporters.export import ExportResult
-    from tokcarve.recipes.manifest import CheckRecord
 
 __all__ = ["export"]
 
@@ -71,12 +69,7 @@ def _print(result: "ExportResult", place: Path) -> None:
     print_facts(str(result.directory), facts)
     rows = [(g.name, g.nodes, g.selection_nodes, g.graph_bytes / 1024, g.weight_bytes / 2**20) for g in result.graphs]
     print_table("graphs", ("file", "nodes", "of selection", "KiB", "reads MiB of weights"), rows)
-    print_table("checks, all passed", ("check", "found"), _checks(record.checks))
+    print_table(
+        "checks, all passed", ("check", "found"), checked_rows([(check.name, check.detail) for check in record.checks])
+    )
     print_line(f"next: tokcarve run {place} --image IMAGE --prompt TEXT, or tokcarve profile {place}")
-
-
-def _checks(checks: "tuple[CheckRecord, ...]") -> list[tuple[str, str]]:
-    """One row per check; those made of every graph ("vision.onnx: ...") in one row together."""
-    of_graphs = Counter(check.name.partition(": ")[2] for check in checks if ".onnx: " in check.name)
-    rows = [(name, f"{count} graphs") for name, count in of_graphs.items()]
-    return rows + [(check.name, check.detail) for check in checks if ".onnx: " not in check.name]

@@ -2,11 +2,20 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-__all__ = ["Progress", "emit_json", "print_facts", "print_line", "print_table", "progress_bars"]
+__all__ = [
+    "Progress",
+    "checked_rows",
+    "emit_json",
+    "print_facts",
+    "print_line",
+    "print_table",
+    "progress_bars",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how much of it is done, how much there is)."""
@@ -46,6 +55,19 @@ def print_facts(title: str, facts: Mapping[str, Any]) -> None:
         if value is not None:
             table.add_row(name, _cell(value))
     Console(highlight=False, markup=False).print(table)
+
+
+def checked_rows(checks: Sequence[tuple[str, str]], *, together: bool = True) -> list[tuple[str, str]]:
+    """One row per check (name, what was found); `together` those made of every file ("a.onnx: ...") are one row."""
+
+    def what(name: str) -> str | None:
+        file, _, rest = name.partition(": ")
+        return rest if together and rest and "." in file and " " not in file else None
+
+    of_files = Counter(found for name, _ in checks if (found := what(name)) is not None)
+    return [(name, f"{count} files") for name, count in of_files.items()] + [
+        (name, detail) for name, detail in checks if what(name) is None
+    ]
 
 
 def print_line(text: str) -> None:

@@ -5,7 +5,7 @@ A budget set adds four graphs per further budget, which read the same weights, a
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,17 @@ import onnx_ir as ir
 from torch import nn
 
 from tokcarve.exporters import verify
-from tokcarve.exporters.device.face import FACE_DIRECTORY, ROUTER, BudgetSide, OrtFace, Side, file_record, seal
+from tokcarve.exporters.device.compare import Check
+from tokcarve.exporters.device.face import (
+    FACE_DIRECTORY,
+    ROUTER,
+    BudgetSide,
+    OrtFace,
+    Side,
+    StoredTensor,
+    file_record,
+    seal,
+)
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Face
 from tokcarve.exporters.golden import Golden, save_golden
@@ -22,7 +32,8 @@ from tokcarve.exporters.modules import Shapes
 from tokcarve.exporters.onnx import OPSET, lower, weight_names
 from tokcarve.exporters.source import Source, golden_of, load_source
 from tokcarve.exporters.trt import TrtOutcome, prove_trt
-from tokcarve.exporters.weights import WeightFile
+from tokcarve.exporters.weights import Placed, WeightFile
+from tokcarve.exporters.wellformed import check_graph
 from tokcarve.passes.errors import CheckError, ExportError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.recipes.artifact import Artifact, read_artifact
@@ -88,8 +99,9 @@ def export_ort(
         # the device runtime, which proves the export, expects the layout of an artifact
         stage = work / FACE_DIRECTORY
         stage.mkdir(parents=True)
-        graphs = _write_graphs(source, stage, tell)
+        graphs, tensors = _write_graphs(source, stage, tell)
         record, outcome = _prove(found, source, work, stage, graphs, trt, tell)
+        record = record.model_copy(update={"tensors": tensors})
         write_file(stage / "export.json", seal(record))
         for path in list(stage.iterdir()):
             path.rename(work / path.name)
@@ -136,7 +148,7 @@ def _check_room(model: nn.Module, directory: Path) -> None:
         )
 
 
-def _write_graphs(source: Source, stage: Path, tell: Progress) -> tuple[GraphFile, ...]:
+def _write_graphs(source: Source, stage: Path, tell: Progress) -> tuple[tuple[GraphFile, ...], dict[str, StoredTensor]]:
     names = weight_names(source.model)
     table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
     pieces = list(source.pieces())
@@ -155,7 +167,16 @@ def _write_graphs(source: Source, stage: Path, tell: Progress) -> tuple[GraphFil
             )
             size = weights.save(model, stage / name)
             written.append(_graph_file(name, model, size, time.perf_counter() - started))
-    return tuple(written)
+    return tuple(written), _stored(weights.placed)
+
+
+def _stored(placed: Sequence[Placed]) -> dict[str, StoredTensor]:
+    """What lies in the weight file; a constant whose name another one has is named with its place too."""
+    found = dict[str, StoredTensor]()
+    for one in placed:
+        name = one.name if one.name not in found else f"{one.name}@{one.offset}"
+        found[name] = StoredTensor(bytes=one.length, sha256=one.sha256, offset=one.offset)
+    return found
 
 
 def _graph_file(name: str, model: ir.Model, size: int, seconds: float) -> GraphFile:
@@ -182,7 +203,7 @@ def _prove(
     """The record of everything in `stage`, all of it checked; CheckError for the first check that does not hold."""
     paths = [stage / graph.name for graph in graphs]
     tell("checking", 0, 3)
-    checks = [verify.check_graph(path) for path in paths]
+    checks = [check_graph(path) for path in paths]
     checks.append(verify.check_weights(paths, dict((*source.model.named_parameters(), *source.model.named_buffers()))))
     _require(checks)
     tell("checking", 1, 3)
@@ -202,9 +223,9 @@ def _prove(
     return final.model_copy(update={"checks": kept, "not_checked": tuple(open_questions)}), outcome
 
 
-def _compare(artifact: Artifact, source: Source, work: Path, stage: Path) -> tuple[list[verify.Check], list[str]]:
+def _compare(artifact: Artifact, source: Source, work: Path, stage: Path) -> tuple[list[Check], list[str]]:
     """ONNX Runtime against torch on golden samples of every budget, which are written, and what that leaves open."""
-    checks, open_questions = list[verify.Check](), list[str]()
+    checks, open_questions = list[Check](), list[str]()
     face = Face(artifact=work, record=_record(artifact, source, stage), providers=("CPUExecutionProvider",))
     for one in source.carved:
         golden = golden_of(source, one)
@@ -223,14 +244,14 @@ def _compare(artifact: Artifact, source: Source, work: Path, stage: Path) -> tup
     return checks, open_questions
 
 
-def _numbers(pipeline: Pipeline, golden: Golden, side: str) -> list[verify.Check]:
+def _numbers(pipeline: Pipeline, golden: Golden, side: str) -> list[Check]:
     expected = golden.plain if pipeline.baseline else golden.pruned
     made = verify.check_numbers(pipeline, golden.samples, expected, side=side)
     pipeline.release()
     return made
 
 
-def _judge(golden: Golden) -> tuple[list[verify.Check], list[str]]:
+def _judge(golden: Golden) -> tuple[list[Check], list[str]]:
     """What the golden comparison was worth: the check of power if it had any, and what it leaves open."""
     power = verify.check_power(golden)
     open_questions = ["ONNX Runtime ran on the CPU; no GPU provider was tried", "no run on an edge device"]
@@ -241,7 +262,7 @@ def _judge(golden: Golden) -> tuple[list[verify.Check], list[str]]:
     return [power] if power.passed else [], open_questions
 
 
-def _require(checks: list[verify.Check]) -> None:
+def _require(checks: list[Check]) -> None:
     failed = [check for check in checks if not check.passed]
     if failed:
         more = f" ({len(failed) - 1} further checks failed)" if len(failed) > 1 else ""

@@ -1,6 +1,6 @@
 """Golden samples: seeded images and prompts, and what torch makes of them, one by one and without padding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokcarve.exporters.device.compare import Asked, Said
 from tokcarve.exporters.modules import final_kept
 from tokcarve.passes.asking import Question, ask
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs, all_kept, thread
 
-__all__ = ["Golden", "Reference", "make_samples", "reference", "save_golden"]
+__all__ = ["Golden", "Reference", "asked", "make_samples", "reference", "said", "save_golden"]
 
 NEW_TOKENS = 16
 """Greedy tokens per sample."""
@@ -130,18 +131,48 @@ def reference(graphs: TokenGraphs, sample: Question, new: int) -> Reference:
     )
 
 
+def asked(sample: Question) -> Asked:
+    """A sample as the device is asked it."""
+    state = {name: one.numpy() for name, one in sample.state.items()}
+    return Asked(pixels=sample.pixel_values.numpy(), before=sample.before, after=sample.after, state=state)
+
+
+def said(references: Sequence[Reference]) -> list[Said]:
+    """What torch said, as the device compares itself with it."""
+    return [
+        Said(
+            kept=one.kept.numpy(),
+            features=one.features.numpy(),
+            logits=one.logits.numpy(),
+            tokens=one.tokens.numpy(),
+            margins=one.margins.numpy(),
+            given={name: tensor.numpy() for name, tensor in one.given.items()},
+        )
+        for one in references
+    ]
+
+
 def save_golden(golden: Golden, geometry: Geometry, path: Path) -> None:
-    """pixel_values, input_ids (right-padded, all image tokens), prompt_lengths, kept_indices, image_features, tokens,
-    logits, each with one row per sample, as `.npz`."""
+    """What `compare.read_golden` reads, as `.npz`, one row per sample: pixel_values, input_ids (right-padded, all image
+    tokens), prompt_lengths, state.NAME; kept_indices, image_features, tokens, margins, logits, given.NAME of the carved
+    model, and with the prefix plain. those of the whole one."""
     ids = [sample.ids(geometry.image_token_id, geometry.total) for sample in golden.samples]
     longest = max(len(row) for row in ids)
     arrays: dict[str, Any] = {
         "pixel_values": torch.cat([sample.pixel_values for sample in golden.samples]).numpy(),
         "input_ids": np.array([row + [geometry.pad_token_id] * (longest - len(row)) for row in ids], np.int64),
         "prompt_lengths": np.array([len(row) for row in ids], np.int64),
-        "kept_indices": torch.stack([one.kept for one in golden.pruned]).numpy(),
-        "image_features": torch.stack([one.features for one in golden.pruned]).numpy(),
-        "tokens": torch.stack([one.tokens for one in golden.pruned]).numpy(),
-        "logits": torch.stack([one.logits for one in golden.pruned]).numpy(),
     }
+    for name in golden.samples[0].state:
+        arrays[f"state.{name}"] = torch.cat([sample.state[name] for sample in golden.samples]).numpy()
+    for side, references in (("", golden.pruned), ("plain.", golden.plain)):
+        found = said(references)
+        arrays |= {
+            f"{side}kept_indices": np.stack([one.kept for one in found]),
+            f"{side}image_features": np.stack([one.features for one in found]),
+            f"{side}tokens": np.stack([one.tokens for one in found]),
+            f"{side}margins": np.stack([one.margins for one in found if one.margins is not None]),
+            f"{side}logits": np.stack([one.logits for one in found]),
+        }
+        arrays |= {f"{side}given.{name}": np.stack([one.given[name] for one in found]) for name in found[0].given}
     np.savez(path, **arrays)

@@ -1,14 +1,14 @@
 """What `--trt` does with an exported face: lint, a build on the CPU, then engines or the script that builds them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.lint import RANGES, lint_file
 from tokcarve.exporters.tensorrt import TrtReport, build_engine, build_script, can_build_engines, check_with_rtx
-from tokcarve.exporters.verify import Check
 
-__all__ = ["SCRIPT", "TrtOutcome", "prove_trt"]
+__all__ = ["SCRIPT", "TrtOutcome", "check_trt", "prove_trt"]
 
 SCRIPT = "build_trt.sh"
 
@@ -32,10 +32,8 @@ def prove_trt(face: Path, weight_bytes: Mapping[str, int]) -> TrtOutcome:
     `weight_bytes` {graph file name: bytes of its weights}. ExportError when TensorRT is here and refuses a graph.
     """
     graphs = [face / name for name in weight_bytes]
-    checks = [_lint(graph) for graph in graphs]
-    reports = [check_with_rtx(graph) for graph in graphs]
+    checks, reports = check_trt(graphs)
     asked = [report for report in reports if report.ran]
-    checks += [_built(report) for report in asked]
     skipped = ["the lint follows TensorRT's documents; none of TensorRT 10.3, 10.13, 10.16 and 11 was run"]
     if not asked:
         skipped.append(f"no graph was parsed or built: {reports[0].problems[0]}")
@@ -58,6 +56,13 @@ def prove_trt(face: Path, weight_bytes: Mapping[str, int]) -> TrtOutcome:
         engines=engines,
         script=None if engines else SCRIPT,
     )
+
+
+def check_trt(graphs: Sequence[Path]) -> tuple[list[Check], list[TrtReport]]:
+    """The lint of every graph, and what tensorrt-rtx says of each where it is here."""
+    checks = [_lint(graph) for graph in graphs]
+    reports = [check_with_rtx(graph) for graph in graphs]
+    return checks + [_built(report) for report in reports if report.ran], reports
 
 
 def _lint(graph: Path) -> Check:

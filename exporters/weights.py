@@ -21,11 +21,12 @@ _LARGE, _PAGE = 1 << 20, 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """Where a tensor lies in the file (bytes), under the name of the first graph that brought it."""
+    """Where a tensor lies in the file (bytes), under the name of the first graph that brought it; its SHA-256."""
 
     name: str
     offset: int
     length: int
+    sha256: str
 
 
 class WeightFile:
@@ -93,15 +94,15 @@ class WeightFile:
         content = (tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(data).digest())
         found = self._by_content.get(content)
         if found is None:
-            found = self._write(data, name)
+            found = self._write(data, name, content[-1].hex())
             self._by_content[content] = found
         # the tensor is kept as well, so that its address cannot come to stand for another one
         self._by_identity[key] = (tensor, found)
         return found
 
-    def _write(self, data: bytes, name: str) -> Placed:
+    def _write(self, data: bytes, name: str, sha256: str) -> Placed:
         self._file.write(b"\0" * (-self._file.tell() % (_PAGE if len(data) >= _LARGE else ALIGNMENT)))
-        placed = Placed(name=name, offset=self._file.tell(), length=len(data))
+        placed = Placed(name=name, offset=self._file.tell(), length=len(data), sha256=sha256)
         self._file.write(data)
         self.placed.append(placed)
         return placed

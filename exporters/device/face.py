@@ -25,6 +25,7 @@ __all__ = [
     "FaceFile",
     "OrtFace",
     "Side",
+    "StoredTensor",
     "check_files",
     "check_origin",
     "file_record",
@@ -52,6 +53,12 @@ class FaceFile(_Closed):
     sha256: str
 
 
+class StoredTensor(FaceFile):
+    """The same of one tensor, which lies at `offset` in the weight file."""
+
+    offset: int
+
+
 class Side(_Closed):
     """One set of four graphs: image tokens that enter the language model, then rows and KV capacity of each layer."""
 
@@ -67,8 +74,9 @@ class BudgetSide(Side):
 
 
 class OrtFace(_Closed):
-    """What is in a face: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from. Of a
-    budget set `pruned` is the largest budget, `budgets` are the others, and `router` chooses among them."""
+    """What is in a face: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from,
+    `tensors` what the weight file holds, by name. Of a budget set `pruned` is the largest budget, `budgets` are the
+    others, and `router` chooses among them."""
 
     format: Literal[1] = 1
     face: Literal["ort"] = "ort"
@@ -86,6 +94,7 @@ class OrtFace(_Closed):
     checks: tuple[CheckRecord, ...]
     not_checked: tuple[str, ...]
     artifact: str
+    tensors: dict[str, StoredTensor] = {}
     budgets: tuple[BudgetSide, ...] = ()
     router: RouterRecord | None = None
     digest: str = ""

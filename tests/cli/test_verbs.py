@@ -15,7 +15,7 @@ from tokcarve.cli.main import app
 from tokcarve.passes.methods import METHODS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text()
-VERBS = ("compress", "export", "run", "profile", "inspect", "methods")
+VERBS = ("compress", "export", "verify", "run", "profile", "inspect", "methods")
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from exported import KEEP, MAX_NEW, MAX_TEXT, make_artifact, make_export
 from models import SIDE, TOTAL
 
 from tokcarve.exporters import export as exporting
+from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.face import FACE_DIRECTORY, check_files, read_face
 from tokcarve.exporters.export import ExportResult, export_ort
-from tokcarve.exporters.verify import Check
 from tokcarve.passes.errors import ArtifactError, CheckError, ExportError
 from tokcarve.recipes.artifact import read_artifact
 
@@ -81,7 +81,7 @@ def test_an_existing_export_is_left_alone(artifact: Path) -> None:
 def test_a_check_that_fails_leaves_the_old_export(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (artifact / FACE_DIRECTORY).iterdir()}
     bad = Check(name="weights", passed=False, detail="they differ")
-    monkeypatch.setattr(exporting, "_write_graphs", lambda *args: ())
+    monkeypatch.setattr(exporting, "_write_graphs", lambda *args: ((), {}))
     monkeypatch.setattr(exporting.verify, "check_weights", lambda *args: bad)
     with pytest.raises(CheckError, match="they differ"):
         make_export(artifact, force=True)

@@ -15,12 +15,14 @@ from models import TOTAL
 from onnx import TensorProto, helper
 from torch import nn
 
+from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.face import FACE_DIRECTORY, OrtFace
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Face
 from tokcarve.exporters.export import ExportResult, _judge
 from tokcarve.exporters.golden import Golden, make_samples, reference
-from tokcarve.exporters.verify import Check, check_graph, check_numbers, check_power, check_weights
+from tokcarve.exporters.verify import check_numbers, check_power, check_weights
+from tokcarve.exporters.wellformed import check_graph
 from tokcarve.passes import families
 from tokcarve.passes.families.load import read_model
 from tokcarve.recipes.artifact import read_artifact

@@ -1,0 +1,191 @@
+"""ONNX Runtime against what was recorded of torch: kept sets, features, logits, tokens. On a device too: no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokcarve.exporters.device.pipeline import Pipeline, greedy
+from tokcarve.passes.errors import ArtifactError
+
+__all__ = ["TOLERANCES", "Asked", "Check", "Said", "check_numbers", "check_power", "close", "read_golden"]
+
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
+"""Largest difference from torch, as a share of the largest value compared (but of at least 1), by dtype."""
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One comparison: `value` is what was measured and `tolerance` what it may be, where there are such numbers."""
+
+    name: str
+    passed: bool
+    detail: str
+    value: float | None = None
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One sample: pixels [1, 3, height, width], ids of the words before and behind the image, state [1, n] by name."""
+
+    pixels: Floats
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    state: Mapping[str, Floats] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a model makes of a sample: kept [keep] patch ids, features [tokens, hidden], logits [vocab] of the last
+    prompt row, tokens [new] past any stop, margins [new] (best logit minus second best; nothing for what is compared
+    with a reference), and given [new, ...] by name, what a method tells."""
+
+    kept: NDArray[np.int64]
+    features: Floats
+    logits: Floats
+    tokens: NDArray[np.int64]
+    margins: Floats | None = None
+    given: Mapping[str, Floats] = field(default_factory=dict)
+
+
+def read_golden(path: Path, image: int) -> tuple[list[Asked], list[Said], list[Said]]:
+    """The samples of a golden file with what torch made of them, carved and whole; `image` is the id of image tokens.
+
+    ArtifactError for a file that is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        count = len(arrays["pixel_values"])
+        asked = [_asked(arrays, i, image) for i in range(count)]
+        carved, whole = ([_said(arrays, side, i) for i in range(count)] for side in ("", "plain."))
+        return asked, carved, whole
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ArtifactError(f"{path} holds no golden samples ({error}); export again with `tokcarve export`") from error
+
+
+def _asked(arrays: Mapping[str, Any], i: int, image: int) -> Asked:
+    ids = arrays["input_ids"][i, : arrays["prompt_lengths"][i]]
+    places = np.flatnonzero(ids == image)
+    state = {name.removeprefix("state."): one[i : i + 1] for name, one in arrays.items() if name.startswith("state.")}
+    before, after = ids[: places[0]].tolist(), ids[places[-1] + 1 :].tolist()
+    return Asked(pixels=arrays["pixel_values"][i : i + 1], before=tuple(before), after=tuple(after), state=state)
+
+
+def _said(arrays: Mapping[str, Any], side: str, i: int) -> Said:
+    told = f"{side}given."
+    return Said(
+        kept=arrays[f"{side}kept_indices"][i],
+        features=arrays[f"{side}image_features"][i],
+        logits=arrays[f"{side}logits"][i],
+        tokens=arrays[f"{side}tokens"][i],
+        margins=arrays[f"{side}margins"][i],
+        given={name.removeprefix(told): one[i] for name, one in arrays.items() if name.startswith(told)},
+    )
+
+
+def check_numbers(
+    pipeline: Pipeline, samples: Sequence[Asked], expected: Sequence[Said], *, side: str, dtype: str = "float32"
+) -> list[Check]:
+    """Kept sets, image features, logits of the last row, greedy tokens, and what a method tells, on all samples.
+
+    The number of samples is a multiple of the exported batch. `side` ("pruned", "unpruned") goes into the names.
+    """
+    batch, new, given = pipeline.record.batch, len(expected[0].tokens), tuple(expected[0].given)
+    made = list[Said]()
+    for start in range(0, len(samples), batch):
+        made += _answer(pipeline, samples[start : start + batch], new, given)
+    pairs = list(zip(made, expected, strict=True))
+    wrong = [i for i, (m, e) in enumerate(pairs) if set(m.kept.tolist()) != set(e.kept.tolist())]
+    count = f"{len(samples)} samples"
+    kept = f"{len(wrong)} of {count} differ, first sample {wrong[0]}" if wrong else f"equal on {count}"
+    return [
+        Check(name=f"{side}: kept indices", passed=not wrong, detail=kept),
+        close(f"{side}: image features", [(m.features, e.features) for m, e in pairs], dtype),
+        close(f"{side}: logits", [(m.logits, e.logits) for m, e in pairs], dtype),
+        _same_tokens(f"{side}: greedy tokens", pairs, TOLERANCES[dtype]),
+        *(close(f"{side}: {one}", [(m.given[one], e.given[one]) for m, e in pairs], dtype) for one in given),
+    ]
+
+
+def _answer(pipeline: Pipeline, samples: Sequence[Asked], new: int, given: Sequence[str]) -> list[Said]:
+    """One exported batch through all four graphs; every sample keeps generating past a stop token."""
+    record = pipeline.record
+    geometry, tokens = record.geometry, pipeline.side.tokens
+    prompts = [[*one.before, *[geometry.image_token_id] * tokens, *one.after] for one in samples]
+    ids = np.full((len(samples), record.max_text + tokens), geometry.pad_token_id, np.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+    seen = pipeline.vision(np.concatenate([sample.pixels for sample in samples]), ids, lengths)
+    state = {name: np.concatenate([s.state[name] for s in samples]) for name in samples[0].state}
+    first = pipeline.prefill({**pipeline.embed(ids, seen), **state}, lengths)
+    cache, latest = pipeline.cache(first), greedy(first["logits"])
+    said, made = [latest], [first]
+    for step in range(new - 1):
+        made.append(pipeline.step(latest, lengths, step, cache))
+        latest = greedy(made[-1]["logits"])
+        said.append(latest)
+    told = {name: np.stack([one[name] for one in made], axis=1) for name in given}
+    columns, kept = np.concatenate(said, axis=1), pipeline.kept(seen, first)
+    logits, features = first["logits"], seen["image_features"]
+    return [
+        Said(
+            kept=kept[i],
+            features=features[i],
+            logits=logits[i, 0],
+            tokens=columns[i],
+            given={name: one[i] for name, one in told.items()},
+        )
+        for i in range(len(samples))
+    ]
+
+
+def close(name: str, pairs: Sequence[tuple[Floats, Floats]], dtype: str) -> Check:
+    """Whether every first is near its second, torch's, by the tolerance of `dtype`."""
+    worst = max(_difference(found, expected) for found, expected in pairs)
+    limit = TOLERANCES[dtype]
+    detail = f"largest difference from torch {worst:.1e}, allowed {limit:.0e} of the largest value"
+    return Check(name=name, passed=worst <= limit, detail=detail, value=worst, tolerance=limit)
+
+
+def _difference(found: Floats, expected: Floats) -> float:
+    """Largest absolute difference over the largest expected value (or 1); infinite for other shapes or NaN."""
+    if found.shape != expected.shape:
+        return float("inf")
+    difference = float(np.abs(found.astype(np.float64) - expected).max()) / max(1.0, float(np.abs(expected).max()))
+    return difference if np.isfinite(difference) else float("inf")
+
+
+def _same_tokens(name: str, pairs: Sequence[tuple[Said, Said]], tolerance: float) -> Check:
+    compared, ties = 0, 0
+    for i, (made, one) in enumerate(pairs):
+        assert one.margins is not None
+        for step, (ours, theirs) in enumerate(zip(made.tokens.tolist(), one.tokens.tolist(), strict=True)):
+            compared += 1
+            if ours == theirs:
+                continue
+            if float(one.margins[step]) > 2 * tolerance * max(1.0, float(np.abs(one.logits).max())):
+                detail = f"sample {i}, token {step}: {ours}, torch says {theirs}"
+                return Check(name=name, passed=False, detail=detail)
+            # two tokens closer than the tolerance: either is right, and what follows cannot be compared
+            ties += 1
+            break
+    detail = f"{compared - ties} tokens equal" + (f", {ties} ties" if ties else "")
+    return Check(name=name, passed=compared > ties, detail=detail)
+
+
+def check_power(carved: Sequence[Said], plain: Sequence[Said], dtype: str = "float32") -> Check:
+    """Whether the comparison could have failed: the unpruned model's logits must differ by more than the tolerance."""
+    least = min(_difference(one.logits, other.logits) for one, other in zip(plain, carved, strict=True))
+    limit = TOLERANCES[dtype]
+    detail = f"the unpruned model's logits differ by {least:.1e} or more, over the tolerance of {limit:.0e}"
+    if least <= limit:
+        detail = f"on some sample the unpruned model's logits differ by only {least:.1e}"
+    return Check(name="power", passed=least > limit, detail=detail, value=least, tolerance=limit)

@@ -1,0 +1,155 @@
+"""An exported artifact proven again from its files alone: nothing of the checkpoint is needed, and no torch.
+
+What `export` compared with the model in torch is compared with what it recorded of that: `golden.npz`.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from tokcarve.exporters.device.compare import Asked, Check, Said, check_numbers, check_power, read_golden
+from tokcarve.exporters.device.face import (
+    FACE_DIRECTORY,
+    ROUTER,
+    OrtFace,
+    check_origin,
+    file_record,
+    graph_file,
+    read_face,
+)
+from tokcarve.exporters.device.pipeline import Pipeline
+from tokcarve.exporters.device.session import Face
+from tokcarve.recipes.artifact import read_artifact
+
+__all__ = ["Report", "recheck"]
+
+Progress = Callable[[str, int, int], None]
+RECORD = "export.json"
+WEIGHTS = "weights.data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Every check in the order in which it was made, and what was left unchecked; `provider` ran the graphs."""
+
+    checks: tuple[Check, ...]
+    not_checked: tuple[str, ...]
+    provider: str
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that did not hold."""
+        return tuple(check for check in self.checks if not check.passed)
+
+
+def recheck(artifact: Path, *, trt: bool = False, progress: Progress | None = None) -> Report:
+    """Proves the export of `artifact` again; with `trt` also by TensorRT's rules, and where tensorrt-rtx is here by it.
+
+    Graphs run only where every file is what was exported: what else could be said of them is not about this export.
+    Raises what reading an artifact and its export raise.
+    """
+    tell = progress if progress is not None else lambda what, done, total: None
+    manifest, record = read_artifact(artifact).manifest, read_face(artifact)
+    check_origin(artifact, record, manifest)
+    directory = artifact / FACE_DIRECTORY
+    checks = list(_files(directory, record, tell))
+    graphs = [directory / name for name in record.files if name.endswith(".onnx")]
+    left = ["the checkpoint: weights are what export wrote, and export compared them with it"]
+    if all(check.passed for check in checks):
+        checks += _rules(graphs, left, trt, tell)
+        face = Face(artifact=artifact, record=record)
+        provider = face.open("vision").provider
+        checks += _numbers(face, directory, left, tell)
+    else:
+        provider, left = "none", [*left, "the graphs were not run, for files are not those that were exported"]
+    return Report(checks=tuple(checks), not_checked=tuple(left), provider=provider)
+
+
+def _files(directory: Path, record: OrtFace, tell: Progress) -> Iterator[Check]:
+    """Every file by its whole content; in a changed weight file, the tensors that changed."""
+    done = 0
+    for done, (name, recorded) in enumerate(record.files.items()):
+        tell("reading files", done, len(record.files))
+        path = directory / name
+        if not path.is_file():
+            yield Check(name=f"{name}: content", passed=False, detail="the file is missing")
+            continue
+        found = file_record(path)
+        detail = f"SHA-256 of {found.bytes} bytes is the recorded one"
+        if found != recorded:
+            detail = f"SHA-256 is {found.sha256[:12]}, recorded is {recorded.sha256[:12]}"
+            detail += _changed(path, record) if name == WEIGHTS else ""
+        yield Check(name=f"{name}: content", passed=found == recorded, detail=detail)
+    tell("reading files", done + 1, len(record.files))
+    there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    strange = sorted(there - {*record.files, RECORD})
+    detail = f"{strange[0]} is not in the record" if strange else "none"
+    yield Check(name="files that were not exported", passed=not strange, detail=detail)
+
+
+def _changed(path: Path, record: OrtFace) -> str:
+    """Which tensors of the weight file are not what was written."""
+    wrong = []
+    with path.open("rb") as stream:
+        for name, one in record.tensors.items():
+            stream.seek(one.offset)
+            if hashlib.sha256(stream.read(one.bytes)).hexdigest() != one.sha256:
+                wrong.append(name)
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return f"; {wrong[0]}{more} of {len(record.tensors)} tensors changed" if wrong else "; no tensor changed"
+
+
+def _rules(graphs: Sequence[Path], left: list[str], trt: bool, tell: Progress) -> Iterator[Check]:
+    """ONNX's rules and TensorRT's, as far as what checks them is installed."""
+    if find_spec("onnx") is None:
+        left.append("ONNX rules and constant shapes: onnx is not installed (pip install 'tokcarve[compress]')")
+    else:
+        from tokcarve.exporters.wellformed import check_graph
+
+        for done, graph in enumerate(graphs):
+            tell("checking graphs", done, len(graphs))
+            yield check_graph(graph)
+    if not trt:
+        left.append("TensorRT: no lint, no parse, no build (verify --trt does them)")
+        return
+    from tokcarve.exporters.trt import check_trt
+
+    checks, reports = check_trt(graphs)
+    yield from checks
+    left.append("no TensorRT engine was built or run")
+    left.extend(report.problems[0] for report in reports[:1] if not report.ran)
+
+
+def _numbers(face: Face, directory: Path, left: list[str], tell: Progress) -> Iterator[Check]:
+    """The graphs of every budget and of the whole model on the golden samples, and whether that could have failed."""
+    record = face.record
+    for name in sorted(name for name in record.files if name.startswith("golden")):
+        further = int(name.split(".")[1].removeprefix("k")) if name.count(".") > 1 else None
+        label = "pruned" if further is None else f"pruned to {further}"
+        samples, carved, whole = read_golden(directory / name, record.geometry.image_token_id)
+        tell(f"running {label}", 0, 2)
+        made = _run(Pipeline(face, baseline=False, budget=further), samples, carved, label)
+        tell(f"running {label}", 1, 2)
+        if further is None:
+            made += _run(Pipeline(face, baseline=True), samples, whole, "unpruned")
+        yield from made
+        power = check_power(carved, whole, record.dtype)
+        if power.passed:
+            yield replace(power, name="power" if further is None else f"{label}: power")
+        else:
+            left.append(f"{label}: the comparison has no power to tell the pruned model apart: {power.detail}")
+        tell(f"running {label}", 2, 2)
+    if record.router is not None:
+        left.append(f"{graph_file(ROUTER)}: golden samples say nothing of the losses that it predicts")
+
+
+def _run(pipeline: Pipeline, samples: list[Asked], expected: list[Said], side: str) -> list[Check]:
+    try:
+        return check_numbers(pipeline, samples, expected, side=side, dtype=pipeline.record.dtype)
+    except Exception as error:  # graphs that do not fit together fail in ONNX Runtime's and in NumPy's own ways
+        why = " ".join(str(error).split()) or type(error).__name__
+        return [Check(name=f"{side}: the graphs run", passed=False, detail=why)]
+    finally:
+        pipeline.release()
