@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 
-__all__ = ["after_layer", "apportion", "divided_as", "dropping", "geometric", "layers_at", "on_lines"]
+__all__ = ["after_layer", "apportion", "divided_as", "dropping", "geometric", "layers_at", "named", "on_lines"]
 
 REACHES = (2, 8, 64)
 """Tokens around their exact share within which counts are looked for, one after the other."""
@@ -63,6 +63,15 @@ def dropping(total: int, plan: Iterable[tuple[str, int]]) -> Iterator[tuple[str,
         if count < total:
             yield site, count
             total = count
+
+
+def named(counts: Sequence[int], total: int, tokens: int, cuts: int, of: str) -> tuple[int, ...]:
+    """`counts` that were named behind all of `cuts` but the last, and `tokens` behind that; MethodError for a method
+    `of` which they do not fit."""
+    left = (total, *counts, tokens)
+    if len(left) != cuts + 1 or any(after > before for before, after in zip(left, left[1:], strict=False)):
+        raise MethodError(f"counts={tuple(counts)} of {of} must be {cuts - 1} that never rise from {total} to {tokens}")
+    return left[1:]
 
 
 def on_lines(points: Sequence[tuple[int, Sequence[int]]], at: float) -> list[float]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tokcarve.recipes.recipe_parts import Count, Layers, MethodRecipe, NotNegative, Share
+from tokcarve.recipes.recipe_parts import Count, Layers, Left, Limits, MethodRecipe, NotNegative, Share
 
 __all__ = [
     "ATPLlavaRecipe",
@@ -83,11 +83,14 @@ class ATPLlavaRecipe(MethodRecipe):
     """ATP-LLaVA; see passes/methods/atp_llava.py."""
 
     name: Literal["atp_llava"] = "atp_llava"
+    form: Literal["heads", "budget"] = "heads"
     layers: Layers | None = None
     stride: Count = 2
     width: Count = 64
     deep: NotNegative = 0.05
     target: NotNegative = 0.2
+    thresholds: Limits | None = None
+    counts: Left | None = None
 
 
 class TokenCarveRecipe(MethodRecipe):

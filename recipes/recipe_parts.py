@@ -10,6 +10,7 @@ __all__ = [
     "Counts",
     "Layers",
     "Left",
+    "Limits",
     "MethodRecipe",
     "Names",
     "NotNegative",
@@ -50,6 +51,9 @@ Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_
 """Layers of the language model, 0-based; a list in YAML, JSON and --param."""
 Left = Annotated[tuple[Count, ...], BeforeValidator(_as_tuple)]
 """Counts of tokens that are left, site after site; a list in YAML, JSON and --param."""
+_Limit = Annotated[float, Field(allow_inf_nan=False)]
+Limits = Annotated[tuple[_Limit, _Limit], BeforeValidator(_as_tuple)]
+"""Two thresholds; a list in YAML, JSON and --param."""
 
 
 class Closed(BaseModel):

@@ -10,50 +10,47 @@ Differs     attention is behind softmax, its mean over heads, at length 1 where 
             last is the one asked for, the others have the mean over layers that a geometric schedule has, divided as
             mean soft counts on samples are. A thousandth of the importance tells equal margins apart. The base is
             frozen, the loss the divergence from its own full answer; in its other terms depth and counts are shares.
-Raises      MethodError without trained tensors, and for layers that do not rise or that the model does not have.
+            The form "budget" has constant thresholds, an eighth and a grid token's own: the grid comes first of those
+            who do not pass. From samples: the importance that as many pass as the counts have in the mean.
+Raises      MethodError without trained tensors, for counts that rise, for layers that do not, or that are not there.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from tokcarve.passes.choose import LOWEST, one_hot, unit
+from tokcarve.passes.choose import unit
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.schedule import divided_as, dropping, geometric, layers_at
-from tokcarve.passes.stage import Carry, Frozen, Method, MethodFacts, Outcome, Signals, Stage
+from tokcarve.passes.schedule import divided_as, dropping, geometric, layers_at, named
+from tokcarve.passes.stage import Decision, Frozen, Method, MethodFacts, Stage
+from tokcarve.passes.thresholds import Passing, neutral, on_grid, rule_of
 from tokcarve.passes.trainee import Trainee, Trial
 
-__all__ = ["ATPLlava", "ThresholdHeads", "margin"]
+__all__ = ["ATPLlava", "ThresholdHeads"]
 
 PUBLISHED = (4, 14, 24)
-SAMPLED = 3.0  # the paper's lambda
 NAMES = ("proj.weight", "proj.bias", "theta.weight", "theta.bias")
-
-
-def margin(seen: Tensor, alive: Tensor, importance: Tensor, place: Tensor, spatial: Tensor) -> Tensor:
-    """Eq. 9 to 11 before the sigmoid: [batch, n] of attention `seen`, thresholds [batch, 1] and eq. 5's `spatial`;
-    attention counts from 0 for the least attended living token to 1 for the most."""
-    there = alive > 0.5 * alive.amax(dim=1, keepdim=True)
-    low = torch.where(there, seen, -LOWEST).amin(dim=1, keepdim=True)
-    high = torch.where(there, seen, LOWEST).amax(dim=1, keepdim=True)
-    worth = ((seen - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    return torch.maximum(worth - importance, spatial - place) + 0.001 * worth
+USUAL = 0.125  # threshold of importance without samples: where the heads begin
 
 
 @dataclass(frozen=True, kw_only=True)
 class ATPLlava(Method):
     """layers: cut behind these, 0-based (None: the published ones, scaled). stride: of the grid. width: of the heads.
-    deep, target: weights of the losses, lambda_atp and lambda_target."""
+    deep, target: weights of the losses, lambda_atp and lambda_target. form: heads that are trained, or a budget, with
+    constant thresholds (importance, place) and counts behind all cuts but the last; None: see the header."""
 
+    form: Literal["heads", "budget"] = "heads"
     layers: tuple[int, ...] | None = None
     stride: int = 2
     width: int = 64
     deep: float = 0.05
     target: float = 0.2
+    thresholds: tuple[float, float] | None = None
+    counts: tuple[int, ...] | None = None
 
     facts: ClassVar[MethodFacts] = MethodFacts(
         title="ATP-LLaVA",
@@ -68,48 +65,54 @@ class ATPLlava(Method):
 
     def trainable(self, geometry: Geometry, tokens: int) -> Trainee | None:
         """The heads of all cuts."""
-        return ThresholdHeads(self, geometry, tokens) if tokens < geometry.total else None
+        return ThresholdHeads(self, geometry, tokens) if self.form == "heads" and tokens < geometry.total else None
+
+    def decides(self, geometry: Geometry, tokens: int, quantile: float | None = None) -> Decision | None:
+        """The thresholds and counts of the form without heads, unless both were named."""
+        if self.form == "heads" or tokens == geometry.total or None not in (self.thresholds, self.counts):
+            return None
+        importance, place = self.thresholds or (None, neutral(self.stride))
+        own, spatial = self.counts, on_grid(geometry, self.stride)
+
+        def fix(thresholds: tuple[float, float], counts: tuple[int, ...]) -> Method:
+            return replace(self, thresholds=thresholds, counts=counts if own is None else own)
+
+        return Passing(geometry, _planned(self, geometry, tokens), importance, place, spatial, quantile, fix)
 
     def stages(self, geometry: Geometry, tokens: int, frozen: Frozen | None) -> tuple[Stage, ...]:
         """A cut behind each of the layers, the counts falling to `tokens`."""
         if tokens == geometry.total:
             return ()
-        if frozen is None or "0.proj.weight" not in frozen.tensors:
-            raise MethodError("atp_llava scores with trained heads, and there are none; pass --samples to train them")
-        planned = _planned(self, geometry, tokens)
-        # an artifact does not name cuts that drop nothing
-        counts = frozen.counts or planned
+        counts = planned = _planned(self, geometry, tokens)
+        heads: dict[str, list[Tensor]] = {}
+        if self.form == "heads":
+            if frozen is None or "0.proj.weight" not in frozen.tensors:
+                raise MethodError(
+                    "atp_llava scores with trained heads, and there are none; pass --samples to train them"
+                )
+            # an artifact does not name cuts that drop nothing
+            counts = dict(frozen.counts) or planned
+            heads = {site: [frozen.tensors[f"{i}.{name}"] for name in NAMES] for i, site in enumerate(planned)}
         falling = dropping(geometry.total, [(site, counts.get(site, geometry.total)) for site in planned])
-        heads = {site: [frozen.tensors[f"{i}.{name}"] for name in NAMES] for i, site in enumerate(planned)}
-        return tuple(_stage(self, geometry, site, keep, heads[site]) for site, keep in falling)
+        return tuple(_stage(self, geometry, site, keep, heads.get(site)) for site, keep in falling)
 
 
 def _planned(method: ATPLlava, geometry: Geometry, tokens: int) -> dict[str, int]:
     sites = layers_at(geometry, method.layers, PUBLISHED)
-    return dict(zip(sites, geometric(geometry.total, tokens, len(sites)), strict=True))
+    counts = geometric(geometry.total, tokens, len(sites))
+    if method.form == "budget" and method.counts is not None:
+        counts = named(method.counts, geometry.total, tokens, len(sites), "atp_llava")
+    return dict(zip(sites, counts, strict=True))
 
 
-def _stage(method: ATPLlava, geometry: Geometry, site: str, keep: int, head: Sequence[Tensor]) -> Stage:
-    cell, columns = torch.arange(geometry.total), geometry.vision.grid[1]
-    sampled = (cell // columns % method.stride + cell % columns % method.stride) == 0
-    # off the grid nothing passes for its place
-    spatial = torch.where(sampled, 1 - SAMPLED / method.stride**2, -1.0)
+def _stage(method: ATPLlava, geometry: Geometry, site: str, keep: int, head: Sequence[Tensor] | None) -> Stage:
+    def live(read: Tensor) -> Tensor:
+        assert head is not None
+        proj, bias, theta, level = (tensor.to(read.device) for tensor in head)
+        return torch.sigmoid((unit(read) @ proj.T + bias) @ theta.T + level)
 
-    def rule(signals: Signals, carry: Carry) -> Outcome:
-        each, device = signals["visual_attention"], signals["visual_attention"].device
-        slot = carry.get("slot", torch.arange(each.shape[1], device=device).expand(each.shape[0], -1))
-        alive = signals.get("alive", torch.ones_like(each[:, 0]))
-        own = (alive.unsqueeze(1) @ each).squeeze(1) / alive.sum(dim=1, keepdim=True).clamp_min(1e-6)
-        rows = signals["asked"].sum(dim=1, keepdim=True).clamp_min(1)
-        cross = signals["text_attention"].mean(dim=1).sum(dim=1) / rows
-        # what is gone holds zero in its slot
-        places = one_hot(slot, geometry.total)
-        read = unit(torch.cat([((alive * one).unsqueeze(1) @ places).squeeze(1) for one in (own, cross)], dim=1))
-        proj, bias, theta, level = (tensor.to(device) for tensor in head)
-        limits = torch.sigmoid((read @ proj.T + bias) @ theta.T + level)
-        score = margin((own + cross) / 2, alive, limits[:, :1], limits[:, 1:], places @ spatial.to(device))
-        return {"score": score, "slot": slot}
-
+    constant = torch.tensor([method.thresholds or (USUAL, neutral(method.stride))])
+    rule = rule_of(on_grid(geometry, method.stride), constant if head is None else live)
     return Stage(site=site, reads=method.facts.reads, rule=rule, how="choose", keep=keep, carries=("slot",))
 
 

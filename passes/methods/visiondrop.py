@@ -22,9 +22,8 @@ from typing import ClassVar, Literal
 
 from tokcarve.passes.bipartite import Order
 from tokcarve.passes.contextual import fold, folding_stage
-from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.schedule import geometric, layers_at
+from tokcarve.passes.schedule import geometric, layers_at, named
 from tokcarve.passes.stage import Carry, Decision, Frozen, Method, MethodFacts, Outcome, Signals, Stage
 from tokcarve.passes.widths import Widths
 
@@ -99,12 +98,8 @@ class VisionDrop(Method):
         """What enters the language model, and what is left behind each of its `cuts`."""
         if self.counts is None or not cuts:
             return _counts(geometry.total, tokens, cuts) if cuts else (tokens,)
-        counts = (geometry.total, *self.counts, tokens)
-        if len(self.counts) != cuts or any(after > before for before, after in zip(counts, counts[1:], strict=False)):
-            raise MethodError(
-                f"counts={self.counts} of visiondrop must be {cuts} that never rise from {geometry.total} to {tokens}"
-            )
-        return counts[1:]
+        # what enters is the count behind one cut more
+        return named(self.counts, geometry.total, tokens, cuts + 1, "visiondrop")
 
     def decides(self, geometry: Geometry, tokens: int, quantile: float | None = None) -> Decision | None:
         """The counts before the last, unless they were named."""

@@ -15,8 +15,9 @@ from tokcarve.passes.asking import Question, ask, likeness
 from tokcarve.passes.choose import top_in_order
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.methods.atp_llava import ATPLlava, ThresholdHeads, margin
-from tokcarve.passes.stage import Frozen
+from tokcarve.passes.methods.atp_llava import ATPLlava, ThresholdHeads
+from tokcarve.passes.stage import Frozen, Look
+from tokcarve.passes.thresholds import level_for, margin
 from tokcarve.passes.trainee import Trial
 from tokcarve.passes.training import lesson_of, try_out
 from tokcarve.recipes.carve import rewritten
@@ -199,3 +200,99 @@ def test_without_training_it_is_refused(frozen: Frozen | None) -> None:
 def test_layers_that_do_not_fit_are_refused(layers: tuple[int, ...]) -> None:
     with pytest.raises(MethodError, match="layer"):
         heads(layers=layers)
+
+
+def budget(**params: Any) -> ATPLlava:
+    return ATPLlava(form="budget", **params)
+
+
+def signals_of(seed: int, n: int = TOTAL) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        "visual_attention": torch.rand(1, n, n, generator=draw),
+        "text_attention": torch.rand(1, 2, 3, n, generator=draw),
+        "asked": torch.ones(1, 3),
+    }
+
+
+class TestBudget:
+    @pytest.mark.parametrize("seed", range(8))
+    def test_the_best_are_those_that_pass_either_threshold(self, seed: int) -> None:
+        importance, place = 0.2 + 0.08 * seed, 0.2 if seed % 2 else 0.25
+        signals = signals_of(seed)
+        stage = budget(thresholds=(importance, place)).stages(geometry_of(), 8, None)[0]
+        score = stage.rule(signals, {})["score"]
+        seen = [
+            (float(signals["visual_attention"][0, :, i].mean()) + float(signals["text_attention"][0, :, :, i].mean()))
+            / 2
+            for i in range(TOTAL)
+        ]
+        worth = [(one - min(seen)) / (max(seen) - min(seen)) for one in seen]
+        grid = [i // 8 % 2 == 0 and i % 8 % 2 == 0 for i in range(TOTAL)]
+        passing = [i for i in range(TOTAL) if worth[i] > importance or (grid[i] and place < 0.25)]
+        assert 0 < len(passing) < TOTAL and top_in_order(score, len(passing))[0].tolist() == passing
+        # of those who pass neither, at the neutral threshold of place the grid comes first
+        if place == 0.25:
+            rest = [i for i in range(TOTAL) if grid[i] and i not in passing]
+            assert top_in_order(score, len(passing) + len(rest))[0].tolist() == sorted(passing + rest)
+
+    @pytest.mark.parametrize("quantile", [None, 0.9])
+    def test_the_threshold_meets_the_mean(self, quantile: float | None) -> None:
+        method, geometry = budget(), geometry_of()
+        decision = method.decides(geometry, 8, quantile)
+        assert decision is not None
+        draw = torch.Generator().manual_seed(3)
+        falling = [
+            [(torch.rand(TOTAL, generator=draw) ** (2 + cut + look)).tolist() for cut in range(3)] for look in range(5)
+        ]
+        settled, spread = decision.settle([Look(seen={"levels": one}) for one in falling])
+        assert isinstance(settled, ATPLlava) and settled.thresholds is not None and settled.counts is not None
+        importance, place = settled.thresholds
+        spans, planned = [3, 2, 2], [32, 16, 8]
+
+        def passing(limit: float) -> list[list[int]]:
+            return [[sum(level > limit for level in cut) for cut in look] for look in falling]
+
+        def mean(limit: float) -> float:
+            return sum(sum(n * c for n, c in zip(spans, look, strict=True)) for look in passing(limit)) / 5
+
+        wanted = sum(n * c for n, c in zip(spans, planned, strict=True))
+        assert mean(importance) <= wanted < mean(importance - 1e-6) and place == 0.25
+        # the first two counts as what passes there is divided, at the same sum over layers
+        by_cut = [[look[cut] for look in passing(importance)] for cut in range(2)]
+        ratio = [
+            sum(one) / 5 if quantile is None else float(torch.tensor(one).double().quantile(0.9)) for one in by_cut
+        ]
+        first, second = settled.counts
+        assert 3 * first + 2 * second == 3 * 32 + 2 * 16
+        assert first / second == pytest.approx(ratio[0] / ratio[1], rel=0.1)
+        assert spread["passing language.layers.0"] == [min(by_cut[0]), max(by_cut[0])]
+        assert settled.decides(geometry, 8) is None
+        assert [stage.keep for stage in settled.stages(geometry, 8, None)] == [first, second, 8]
+
+    def test_a_quantile_divides_otherwise(self) -> None:
+        looks = [
+            Look(seen={"levels": [[1.0] * a + [0.1] * (TOTAL - a), [0.9] * b + [0.1] * (TOTAL - b), [0.9] * 8]})
+            for a, b in ((20, 18), (60, 18))
+        ]
+        found = [budget(thresholds=(0.5, 0.25)).decides(geometry_of(), 8, one).settle(looks)[0] for one in (None, 1.0)]
+        assert found[0].counts[0] < found[1].counts[0]
+
+    def test_what_is_named_stays(self) -> None:
+        look = [Look(seen={"levels": [torch.linspace(1, 0, TOTAL).tolist()] * 3})]
+        counts = budget(counts=(50, 9)).decides(geometry_of(), 8)
+        limits = budget(thresholds=(0.5, 0.1)).decides(geometry_of(), 8)
+        assert counts is not None and limits is not None
+        assert counts.settle(look)[0].counts == (50, 9)  # type: ignore[attr-defined]
+        assert limits.settle(look)[0].thresholds == (0.5, 0.1)  # type: ignore[attr-defined]
+        assert ATPLlava().decides(geometry_of(), 8) is None and budget().decides(geometry_of(), TOTAL) is None
+
+    @pytest.mark.parametrize("counts", [(20,), (20, 30), (65, 30), (20, 7), (20, 10, 9)])
+    def test_counts_that_cannot_be(self, counts: tuple[int, ...]) -> None:
+        with pytest.raises(MethodError, match="must be 2 that never rise from 64 to 8"):
+            budget(counts=counts).stages(geometry_of(), 8, None)
+
+
+def test_a_level_by_hand() -> None:
+    levels = [(0.5, 2.0), (0.9, 1.0), (0.1, 3.0)]
+    assert [level_for(levels, budget) for budget in (0.0, 1.0, 2.9, 3.0, 5.9, 6.0)] == [0.9, 0.5, 0.5, 0.1, 0.1, -1.0]

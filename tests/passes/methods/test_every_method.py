@@ -67,6 +67,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "covipal, two narrow blocks": ("covipal", {"blocks": 2, "width": 8, "heads": 2}),
     "atp_llava, one cut": ("atp_llava", {"layers": (2,)}),
     "atp_llava, a coarse grid": ("atp_llava", {"stride": 3}),
+    "atp_llava, budget": ("atp_llava", {"form": "budget"}),
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS} | VARIANTS
 LAYERS = 8

@@ -234,6 +234,23 @@ class TestVisionDrop:
             )
 
 
+class TestATPLlava:
+    def test_levels_are_those_of_the_models_own_attention(self, base: Path, worker: Worker, eager: Any) -> None:
+        (look,) = looked(base, METHODS["atp_llava"](form="budget", layers=(0, 1, 3)), 8, (2,))
+        with torch.no_grad():
+            features = worker.graphs.see(worker.pixels(2)).features[0]
+        rows, image = prompt(worker, 2, features)
+        found, least = maps(eager, rows), [1.0] * TOTAL
+        for layer, levels in zip((0, 1, 3), look.seen["levels"], strict=True):
+            mean = found[layer].mean(dim=0)
+            both = (mean[image, image].mean(dim=0) + mean[image.stop :, image].mean(dim=0)) / 2
+            # who does not pass behind one cut passes behind none after it
+            least = [
+                min(a, float(b)) for a, b in zip(least, (both - both.min()) / (both.max() - both.min()), strict=True)
+            ]
+            assert levels == pytest.approx(sorted(least, reverse=True), abs=1e-4)
+
+
 class TestRedundancyLens:
     @pytest.mark.parametrize("kinds", [("attention_layers", "feed_layers"), ("feed_layers",), ("attention_layers",)])
     @pytest.mark.parametrize("quantile", [None, 0.75])
@@ -286,6 +303,7 @@ CASES: dict[str, dict[str, Any]] = {
     "todre": {"tokens": 16, "params": {"threshold": 0.6}},
     "visiondrop": {"tokens": 16, "params": {"layers": (0, 1, 3)}},
     "redundancylens": {"tokens": TOTAL, "params": {"window": 8}},
+    "atp_llava": {"tokens": 8, "params": {"form": "budget", "layers": (0, 1, 3)}},
 }
 
 
