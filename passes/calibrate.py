@@ -1,7 +1,7 @@
 """What a method decides per image, measured, and frozen into constants."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
@@ -15,23 +15,28 @@ __all__ = ["Observed", "frozen_counts", "observe", "shared", "tokens_at"]
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """One image under the dynamic form: tokens alive after each site, and the ids that leave the vision graph."""
+    """One image under the dynamic form: tokens alive after each site, the ids that leave the vision graph, and by site
+    how many a rule says would stay if no count was set there."""
 
     counts: dict[str, int]
     kept: frozenset[int]
+    passing: dict[str, int] = field(default_factory=dict)
 
 
 class _Watcher(fx.Interpreter):
-    """Runs a graph and remembers the alive masks that its mask stages produce."""
+    """Runs a graph and remembers the alive masks that its mask stages produce, and what rules say would pass."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.alive: dict[str, Tensor] = {}
+        self.passing: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         if n.op == "call_module" and str(n.target).startswith("select_alive_"):
             self.alive[str(n.target).removeprefix("select_alive_l")] = value
+        if n.op == "call_module" and str(n.target).startswith("select_rule_l") and "passing" in value:
+            self.passing[str(n.target).removeprefix("select_rule_l")] = value["passing"]
         return value
 
 
@@ -66,6 +71,7 @@ def observe(dynamic: RewriteResult, pixel_values: Tensor) -> list[Observed]:
         Observed(
             counts={f"vision.layers.{layer}": int(mask[i].sum()) for layer, mask in watcher.alive.items()},
             kept=frozenset(last[i].tolist()),
+            passing={f"vision.layers.{layer}": int(passing[i]) for layer, passing in watcher.passing.items()},
         )
         for i in range(pixel_values.shape[0])
     ]

@@ -6,7 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
 
-__all__ = ["after_layer", "apportion", "divided_as", "dropping", "geometric", "layers_at", "named", "on_lines"]
+__all__ = [
+    "after_layer",
+    "apportion",
+    "divided_as",
+    "dropping",
+    "geometric",
+    "layers_at",
+    "named",
+    "on_lines",
+    "tower_layers_at",
+]
 
 REACHES = (2, 8, 64)
 """Tokens around their exact share within which counts are looked for, one after the other."""
@@ -31,22 +41,45 @@ def layers_at(geometry: Geometry, given: Sequence[int] | None, published: Sequen
 
     MethodError for layers that do not rise, that the model does not have, or too few of them.
     """
-    chosen = tuple(given) if given is not None else _scaled(geometry.text.layers, published)
+    chosen = _chosen(given, published, geometry.text.layers, DEPTH)
+    return tuple(after_layer(geometry, layer) for layer in chosen)
+
+
+def tower_layers_at(
+    geometry: Geometry, given: Sequence[int] | None, published: Sequence[int], depth: int
+) -> tuple[str, ...]:
+    """The sites behind the vision layers `given`, or the `published` ones of a tower of `depth` layers scaled to those
+    that are used here; errors as for `layers_at`."""
+    used = geometry.vision.layers_used
+    chosen = _chosen(given, published, used, depth)
+    outside = next((layer for layer in chosen if not 0 <= layer < used), None)
+    if outside is not None:
+        raise MethodError(
+            f"this vision tower uses {used} layers, so tokens can be dropped behind layers 0..{used - 1}, and the "
+            f"method drops behind layer {outside}; choose other layers with --param"
+        )
+    return tuple(f"vision.layers.{layer}" for layer in chosen)
+
+
+def _chosen(given: Sequence[int] | None, published: Sequence[int], layers: int, depth: int) -> tuple[int, ...]:
+    """The layers `given`, or the `published` ones scaled from `depth` layers to `layers`; MethodError unless they
+    rise."""
+    chosen = tuple(given) if given is not None else _scaled(layers, published, depth)
     if not chosen:
         raise MethodError("layers=() names no layer to drop behind; name at least one, or none for the published ones")
     if any(later <= earlier for earlier, later in zip(chosen, chosen[1:], strict=False)):
         raise MethodError(
-            f"the method drops behind layers {', '.join(map(str, chosen))} of {geometry.text.layers}, and each must "
+            f"the method drops behind layers {', '.join(map(str, chosen))} of {layers}, and each must "
             "lie behind the one before; choose rising layers with --param"
         )
-    return tuple(after_layer(geometry, layer) for layer in chosen)
+    return chosen
 
 
-def _scaled(layers: int, published: Sequence[int]) -> tuple[int, ...]:
+def _scaled(layers: int, published: Sequence[int], depth: int) -> tuple[int, ...]:
     found = list[int]()
     for layer in published:
-        # before a cut behind layer l of 32 run l + 1 layers; here the same share, and one more than before the last cut
-        found.append(max(round((layer + 1) * layers / DEPTH) - 1, found[-1] + 1 if found else 0))
+        # before a cut behind layer l of `depth` run l + 1; here the same share, and one more than before the last cut
+        found.append(max(round((layer + 1) * layers / depth) - 1, found[-1] + 1 if found else 0))
     return tuple(found)
 
 

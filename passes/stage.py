@@ -55,7 +55,8 @@ class Stage:
     masked, bool [batch, n], or while a Trainee drops them softly, float32 in 0..1); carry holds what the rule before
     it handed on, cut to the tokens of this site. The outcome holds every name in `carries`, [batch, n, ...], and
       observe  nothing else: no token is dropped here
-      choose   "score" [batch, n], higher means keep: the `keep` best stay, in image order
+      choose   "score" [batch, n], higher means keep: the `keep` best stay, in image order; perhaps also "passing" int64
+               [batch]: how many an image would keep if no count was set, which calibration may ask for
       mask     "score" and "count" int64 [batch]: the rest stay in the tensor but are attended to no more
       merge    "index" int64 [batch, keep], the token each result stands for, "weights" [batch, keep, m] and perhaps
                "sources" int64 [batch, m], the tokens they weigh (default: all n), and "own" [batch, keep], the weight
@@ -146,21 +147,25 @@ class Fit(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """One sample under a Decision. seen: what its `measure` made; tried: round by round, for every variant kl, same,
-    cosine (see asking.Likeness), and surprise and full_surprise: nats per token of the full model's answer under the
-    variant and under the full model itself."""
+    """One sample under a Decision. seen: what its `measure` made; counted: round by round, "counts" and "passing" by
+    site (see calibrate.Observed); tried: round by round, for every variant kl, same, cosine (see asking.Likeness), and
+    surprise and full_surprise: nats per token of the full model's answer under the variant and under the full model
+    itself."""
 
     seen: Mapping[str, Any] = field(default_factory=dict)
+    counted: Sequence[Mapping[str, Mapping[str, int]]] = ()
     tried: Sequence[Sequence[Mapping[str, Any]]] = ()
 
 
 class Decision(ABC):
     """What a method leaves open, and how samples settle it: each is looked at, and all looks give the parameters.
 
-    With `each`, one sample alone decides too: that is the form which decides per image.
+    With `each`, one sample alone decides too: that is the form which decides per image. Without `by_quantile`, it is by
+    the mean that samples settle it, whatever was asked.
     """
 
     each: ClassVar[bool] = False
+    by_quantile: ClassVar[bool] = True
 
     def stages(self) -> tuple[Stage, ...]:
         """Put into the unpruned model; what they give of a prompt is measured."""
@@ -169,6 +174,10 @@ class Decision(ABC):
     def measure(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
         """JSON of what `stages` gave of one sample, tensors [1, ...]."""
         return {}
+
+    def counting(self, looks: Sequence[Look]) -> "Method | None":
+        """The form that decides per image whose counts the next round takes; None when enough are known."""
+        return None
 
     def tries(self, looks: Sequence[Look]) -> tuple["Method", ...]:
         """Variants that the next round compares with the full model; () when enough is known."""

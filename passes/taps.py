@@ -19,6 +19,7 @@ __all__ = [
     "Attention",
     "ClsAttention",
     "ClsQuery",
+    "HeadNorms",
     "Keys",
     "Tap",
     "Text",
@@ -66,6 +67,24 @@ class Attention(_OfBlock):
         query = self.block.project("q", rows).float()
         key = self.block.project("k", rows).float()
         return _softmax((query * self.block.scale) @ key.transpose(-1, -2), mask).mean(dim=1)
+
+
+class HeadNorms(_OfBlock):
+    """L2 norm of what every head of one block gives every row, before the heads are mixed: [batch, heads, rows].
+
+    Every row attends to every row, so this computes as much as the block's own attention; no map is read, and none is
+    kept where a runtime fuses attention.
+    """
+
+    def forward(
+        self, hidden: Float[Tensor, "batch rows hidden"], mask: Tensor | None = None
+    ) -> Float[Tensor, "batch heads rows"]:
+        rows = self.block.normed(hidden)
+        query, key, value = (self.block.project(which, rows).float() for which in "qkv")
+        added = mask if mask is None or mask.dtype == torch.bool else mask.float()
+        given = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=added, scale=self.block.scale)
+        norms: Tensor = given.norm(dim=-1)
+        return norms
 
 
 class Keys(_OfBlock):
@@ -177,6 +196,7 @@ TAPS: dict[str, Tap] = {
     "tokens": Tap("site", Tokens),
     "cls_attention": Tap("block", ClsAttention, cls=True),
     "attention": Tap("block", Attention),
+    "head_norms": Tap("block", HeadNorms),
     "keys": Tap("block", Keys),
     "values": Tap("block", Values),
     "next_keys": Tap("next", Keys),

@@ -18,6 +18,7 @@ from tokcarve.recipes.recipe_parts import (
 )
 
 __all__ = [
+    "ASViTRecipe",
     "CDPrunerRecipe",
     "CoViPALRecipe",
     "DivPruneRecipe",
@@ -82,6 +83,17 @@ class FlowCutRecipe(MethodRecipe):
     interval: Count = 2
     assumed_entropy: Share = 0.9
     language_stage: bool = False
+
+
+class ASViTRecipe(MethodRecipe):
+    """AS-ViT; see passes/methods/as_vit.py."""
+
+    name: Literal["as_vit"] = "as_vit"
+    form: Literal["static", "threshold"] = "static"
+    layers: Layers | None = None
+    accumulate: bool = False
+    thresholds: Shares | None = None
+    scale: Positive | None = None
 
 
 class VtcClsRecipe(MethodRecipe):
@@ -214,6 +226,7 @@ EncoderMethod = (
     | PoolingRecipe
     | DownsampleRecipe
     | FlowCutRecipe
+    | ASViTRecipe
     | VtcClsRecipe
     | HiPruneRecipe
     | VisionZipRecipe

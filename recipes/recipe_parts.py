@@ -48,7 +48,7 @@ Order = Literal["raster", "published"]
 Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)], ...], BeforeValidator(_as_tuple)]
 """Shares above 0; a list in YAML, JSON and --param."""
 Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_tuple)]
-"""Layers of the language model, 0-based; a list in YAML, JSON and --param."""
+"""Layers of the tower or of the language model, 0-based; a list in YAML, JSON and --param."""
 Left = Annotated[tuple[Count, ...], BeforeValidator(_as_tuple)]
 """Counts of tokens that are left, site after site; a list in YAML, JSON and --param."""
 _Limit = Annotated[float, Field(allow_inf_nan=False)]

@@ -1,5 +1,6 @@
 """The methods: one file each, and this table."""
 
+from tokcarve.passes.methods.as_vit import ASViT
 from tokcarve.passes.methods.atp_llava import ATPLlava
 from tokcarve.passes.methods.cdpruner import CDPruner
 from tokcarve.passes.methods.controls import NoReduction, Random, Uniform
@@ -40,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
     "pooling": Pooling,
     "downsample": Downsample,
     "flowcut": FlowCut,
+    "as_vit": ASViT,
     "vtc_cls": VtcCls,
     "hiprune": HiPrune,
     "visionzip": VisionZip,

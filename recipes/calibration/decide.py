@@ -1,4 +1,4 @@
-"""What a method's parameters leave open, settled by samples: looked at, tried round by round, and then fixed."""
+"""What a method's parameters leave open, settled by samples: looked at, counted or tried in rounds, and then fixed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ def decide(bench: Bench, method: Method, tokens: int, positions: str) -> tuple[M
     settled, spread = decision.settle(looks_of(bench, decision, method, tokens, positions, bench.learning))
     before, after = params_of(method), params_of(settled)
     fixed = {name: value for name, value in after.items() if value != before[name]}
-    by = "mean" if bench.quantile is None else f"quantile {bench.quantile}"
+    by = "mean" if bench.quantile is None or not decision.by_quantile else f"quantile {bench.quantile}"
     about = {"fixed": fixed, "by": by, "spread": spread, "samples": len(bench.learning)}
     return settled, {"asked": {"name": name_of(method), "params": before}, "decided": about}
 
@@ -37,6 +37,12 @@ def looks_of(
     if decision.stages():
         tasks = [{"do": "looked", "sample": sample, "candidate": plain(method)} for sample in samples]
         looks = [Look(seen=record["seen"]) for record in bench.runner.map(tasks, "looking at what is open")]
+    number = 0
+    while (form := decision.counting(looks)) is not None:
+        number += 1
+        tasks = [{"do": "counts", "sample": sample, "candidate": plain(form)} for sample in samples]
+        records = bench.runner.map(tasks, f"counting what passes, round {number}")
+        looks = [replace(look, counted=[*look.counted, record]) for look, record in zip(looks, records, strict=True)]
     number = 0
     while variants := decision.tries(looks):
         number += 1

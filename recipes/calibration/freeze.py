@@ -10,12 +10,13 @@ from tokcarve.passes.errors import CheckError, MethodError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.stage import Fit, Frozen, Method
 from tokcarve.recipes.calibration.bench import Bench
+from tokcarve.recipes.calibration.decide import decide
 from tokcarve.recipes.calibration.train import train
 from tokcarve.recipes.calibration.work import Candidate
 from tokcarve.recipes.carve import name_of, params_of
 from tokcarve.recipes.manifest import CheckRecord
 
-__all__ = ["check_capture", "counts_of", "freeze", "is_open"]
+__all__ = ["check_capture", "counts_of", "freeze", "is_open", "per_image"]
 
 CAPTURE_TOLERANCE = 1e-4
 FIT = "fit"  # whose state the journal keeps
@@ -35,12 +36,21 @@ def freeze(bench: Bench, method: Method, tokens: int, positions: str = "renumber
     trainee = method.trainable(bench.geometry, tokens)
     if trainee is not None:
         return train(bench, method, trainee, tokens, positions)
-    dynamic, fit = method.dynamic(), method.fit(bench.geometry, tokens)
+    fit = method.fit(bench.geometry, tokens)
     if fit is not None:
         return _fitted(bench, fit)
+    dynamic = per_image(bench, method, tokens, positions)
     if dynamic is not None:
         return _counted(bench, method, dynamic, tokens)
     raise MethodError(f"{method.facts.title} leaves nothing open to calibrate with these parameters")
+
+
+def per_image(bench: Bench, method: Method, tokens: int, positions: str = "renumbered") -> Method | None:
+    """The form of `method` that decides per image, with what samples say of its open parameters; None where none is."""
+    if method.dynamic() is None:
+        return None
+    settled, _ = decide(bench, method, tokens, positions)
+    return settled.dynamic()
 
 
 def counts_of(bench: Bench, dynamic: Method, tokens: int) -> list[dict[str, int]]:

@@ -40,7 +40,7 @@ def prove(
     """
     counts = dict(frozen.counts) if frozen is not None and frozen.counts else None
     fixed = _candidate(settled, tokens, positions) | {"counts": counts}
-    against, others = _others(bench, method, tokens, positions)
+    against, others = _others(bench, method, settled, tokens, positions)
     pairs = [[fixed, other] for other in others]
     alike = _map(bench, "likeness", pairs, "measuring what freezing costs")
     right = _map(bench, "right", pairs, "answering held-out questions")
@@ -63,9 +63,12 @@ def _candidate(method: Method, tokens: int, positions: str) -> dict[str, Any]:
     return Candidate(method=name_of(method), params=params_of(method), tokens=tokens, positions=positions).plain()
 
 
-def _others(bench: Bench, method: Method, tokens: int, positions: str) -> tuple[str, list[dict[str, Any]]]:
+def _others(
+    bench: Bench, method: Method, settled: Method, tokens: int, positions: str
+) -> tuple[str, list[dict[str, Any]]]:
     """What the frozen form is compared with, and a candidate for every held-out sample."""
-    dynamic = method.dynamic()
+    # what samples settled for all images, a form that decides per image has too
+    dynamic = settled.dynamic()
     if dynamic is not None:
         return "the form that decides per image", [_candidate(dynamic, tokens, positions)] * len(bench.held)
     decision = method.decides(bench.geometry, tokens, bench.quantile)

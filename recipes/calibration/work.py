@@ -139,9 +139,9 @@ class Worker:
 
 
 def _counts(worker: Worker, sample: int, candidate: Mapping[str, Any]) -> Record:
-    """How many tokens a dynamic form leaves behind every site."""
+    """How many tokens a dynamic form leaves behind every site, and would leave where a count is set."""
     (seen,) = observe(worker.carved(candidate), worker.pixels(sample))
-    return {"counts": seen.counts}
+    return {"counts": seen.counts, "passing": seen.passing}
 
 
 def _agreement(worker: Worker, sample: int, dynamic: Mapping[str, Any], frozen: Mapping[str, Any]) -> Record:

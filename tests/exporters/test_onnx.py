@@ -72,6 +72,16 @@ def selection(graph: ir.Model) -> list[ir.Node]:
     return [node for node in graph.graph if str(node.name).startswith("tokcarve_select/")]
 
 
+def test_norms_of_heads_share_the_attention_of_their_block(vision: tuple[nn.Module, ir.Model, ir.Model]) -> None:
+    model, full, _ = vision
+    plain = families.capture(model)
+    stages = METHODS["as_vit"]().stages(plain.geometry, KEEP, None)
+    pruned = onnx_of(piece(rewrite(plain, stages).graphs, "vision", KEEP), model)
+    more = count(pruned) - count(full)
+    # only the rows of [CLS] attend once more, and a norm follows each attention
+    assert (more["Softmax"], more["MatMul"], more["ReduceL2"]) == (len(stages),) * 3 and len(stages) == 3
+
+
 def test_selection_is_named_and_the_blocks_are_not(vision: tuple[nn.Module, ir.Model, ir.Model]) -> None:
     _, plain, pruned = vision
     assert not selection(plain)

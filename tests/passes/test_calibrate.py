@@ -7,13 +7,13 @@ from torch import Tensor
 from watcher import Watcher
 
 from tokcarve.passes import families
-from tokcarve.passes.calibrate import Observed, frozen_counts, observe, shared
+from tokcarve.passes.calibrate import Observed, frozen_counts, observe, shared, tokens_at
 from tokcarve.passes.flow import drop_count, entropy_ratio, shares
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import RewriteResult, rewrite
 from tokcarve.passes.methods.flowcut import FlowCut
 from tokcarve.passes.methods.vtc_cls import VtcCls
-from tokcarve.passes.stage import Frozen, Method
+from tokcarve.passes.stage import Carry, Frozen, Method, Outcome, Signals, Stage
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,20 @@ def test_what_is_observed_is_what_a_plain_loop_counts(
         assert image.counts == counts
         assert image.kept == kept
     assert len({image.kept for image in found}) == 6, "every image keeps something else"
+
+
+def test_what_would_pass_is_seen_where_a_rule_says_it(graphs: TokenGraphs) -> None:
+    def rule(signals: Signals, carry: Carry) -> Outcome:
+        score = signals["tokens"].sum(dim=2)
+        return {"score": score, "passing": (score > 0).sum(dim=1)}
+
+    site, pixels = "vision.layers.2", pictures(3)
+    stage = Stage(site=site, reads=("tokens",), rule=rule, how="choose", keep=5)
+    found = observe(rewrite(graphs, [stage]), pixels)
+    expected = (tokens_at(graphs, site, pixels).sum(dim=2) > 0).sum(dim=1).tolist()
+    assert [one.passing for one in found] == [{site: count} for count in expected] and len(set(expected)) > 1
+    assert [(one.counts, len(one.kept)) for one in found] == [({}, 5)] * 3
+    assert observe(carved(graphs, FlowCut(form="exact")), pixels)[0].passing == {}
 
 
 def test_observing_in_batches_or_one_by_one_is_the_same(graphs: TokenGraphs) -> None:

@@ -8,7 +8,7 @@ from models import config
 from tokcarve.passes import families
 from tokcarve.passes.errors import MethodError
 from tokcarve.passes.geometry import Geometry
-from tokcarve.passes.schedule import after_layer, dropping, geometric, layers_at, on_lines
+from tokcarve.passes.schedule import after_layer, dropping, geometric, layers_at, on_lines, tower_layers_at
 
 
 def deep(layers: int) -> Geometry:
@@ -48,6 +48,42 @@ def test_layers_that_cannot_be(layers: tuple[int, ...], message: str) -> None:
         layers_at(deep(8), layers, (2, 6, 15))
     with pytest.raises(MethodError, match="behind layer -1"):
         after_layer(deep(8), -1)
+
+
+def used(layers: int) -> Geometry:
+    geometry = families.geometry(config())
+    return replace(geometry, vision=replace(geometry.vision, layers_used=layers))
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"), [(12, (3, 6, 9)), (23, (7, 12, 18)), (24, (7, 13, 19)), (5, (1, 2, 3)), (3, (0, 1, 2))]
+)
+def test_published_layers_scale_to_those_a_tower_uses(layers: int, found: tuple[int, ...]) -> None:
+    sites = tower_layers_at(used(layers), None, (3, 6, 9), 12)
+    assert sites == tuple(f"vision.layers.{layer}" for layer in found)
+
+
+def test_the_last_used_layer_of_a_tower_can_be_named() -> None:
+    assert tower_layers_at(used(5), (0, 4), (3, 6, 9), 12) == ("vision.layers.0", "vision.layers.4")
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((), "names no layer to drop behind"),
+        ((2, 2, 3), "behind layers 2, 2, 3 of 5, and each must lie behind the one before"),
+        ((1, 5), "uses 5 layers, so tokens can be dropped behind layers 0..4, and the method drops behind layer 5"),
+        ((-1, 2), "drops behind layer -1"),
+    ],
+)
+def test_layers_that_a_tower_does_not_use(layers: tuple[int, ...], message: str) -> None:
+    with pytest.raises(MethodError, match=message):
+        tower_layers_at(used(5), layers, (3, 6, 9), 12)
+
+
+def test_a_tower_too_short_for_the_published_layers() -> None:
+    with pytest.raises(MethodError, match=r"dropped behind layers 0\.\.1, and the method drops behind layer 2"):
+        tower_layers_at(used(2), None, (3, 6, 9), 12)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.insert import rewrite
 from tokcarve.passes.invariants import check_carved
 from tokcarve.passes.stage import Carry, Outcome, Signals, Stage
-from tokcarve.passes.taps import Attention, ClsAttention, ClsQuery, Keys, Text, Tokens, Values, needs_cls
+from tokcarve.passes.taps import Attention, ClsAttention, ClsQuery, HeadNorms, Keys, Text, Tokens, Values, needs_cls
 
 LAYER = 2
 
@@ -66,6 +66,46 @@ def test_the_map_is_the_models_own_attention(graphs: TokenGraphs, hidden: Tensor
         maps = build(attention="eager").model.vision_tower(pictures(2), output_attentions=True).attentions
         found = Attention(graphs.parts.vision_blocks[LAYER])(hidden)
     torch.testing.assert_close(found, maps[LAYER].mean(1), atol=1e-6, rtol=1e-5)
+
+
+def norms_by_hand(hidden: Tensor, weigh: Tensor | None = None) -> Tensor:
+    """From the maps of the model itself and its values, each column of a map weighed and rows made to sum to 1."""
+    layer = build().model.vision_tower.encoder.layers[LAYER]
+    with torch.no_grad():
+        maps = build(attention="eager").model.vision_tower(pictures(2), output_attentions=True).attentions[LAYER]
+        values = layer.self_attn.v_proj(layer.layer_norm1(hidden))
+    found = torch.zeros(2, 4, 65)
+    for image in range(2):
+        for head in range(4):
+            shares = maps[image, head] if weigh is None else maps[image, head] * weigh[image]
+            given = (shares / shares.sum(dim=1, keepdim=True)) @ values[image, :, 8 * head : 8 * head + 8]
+            found[image, head] = given.square().sum(dim=1).sqrt()
+    return found
+
+
+def test_head_norms_are_of_what_the_models_own_heads_give(graphs: TokenGraphs, hidden: Tensor) -> None:
+    with torch.no_grad():
+        found = HeadNorms(graphs.parts.vision_blocks[LAYER])(hidden)
+    torch.testing.assert_close(found, norms_by_hand(hidden), atol=1e-6, rtol=1e-5)
+
+
+def test_head_norms_see_the_attention_of_the_block(graphs: TokenGraphs, hidden: Tensor) -> None:
+    tap, generator = HeadNorms(graphs.parts.vision_blocks[LAYER]), torch.Generator().manual_seed(0)
+    alive = torch.cat([torch.ones(2, 1), (torch.rand(2, 64, generator=generator) < 0.5).float()], dim=1)
+    size = torch.randint(1, 5, (2, 65), generator=generator).float()
+    with torch.no_grad():
+        masked, weighed = tap(hidden, alive.bool()[:, None, None]), tap(hidden, size.log()[:, None, None])
+    torch.testing.assert_close(masked, norms_by_hand(hidden, alive), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weighed, norms_by_hand(hidden, size), atol=1e-6, rtol=1e-5)
+    assert (masked - weighed).abs().max() > 1e-3
+
+
+def test_head_norms_of_half_precision_are_float32(hidden: Tensor) -> None:
+    graphs = families.capture(build(dtype=torch.bfloat16))
+    with torch.no_grad():
+        found = HeadNorms(graphs.parts.vision_blocks[LAYER])(hidden.bfloat16(), torch.zeros(2, 1, 1, 65).bfloat16())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, norms_by_hand(hidden), atol=0.05, rtol=0.1)
 
 
 def test_keys_and_queries_are_the_blocks_own(graphs: TokenGraphs, hidden: Tensor) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from tokcarve.passes.methods.redundancylens import RedundancyLens
 from tokcarve.passes.methods.visiondrop import VisionDrop
 from tokcarve.passes.stage import Look, Method
 from tokcarve.recipes.artifact import read_artifact
+from tokcarve.recipes.calibration.auto import candidate_of
 from tokcarve.recipes.calibration.bench import Bench, bench_of
 from tokcarve.recipes.calibration.decide import decide, looks_of
+from tokcarve.recipes.calibration.freeze import freeze
 from tokcarve.recipes.calibration.pool import Local
-from tokcarve.recipes.calibration.proof import prove
+from tokcarve.recipes.calibration.proof import fixed, prove
 from tokcarve.recipes.calibration.work import ANSWER_TOKENS, FIRST_TOKENS, Candidate, Worker
 from tokcarve.recipes.carve import carve as recarve
 from tokcarve.recipes.carve import name_of, params_of
@@ -298,7 +301,59 @@ class TestRedundancyLens:
         assert decision.settle(looks)[0] == RedundancyLens(attention_layers=(3, 4), feed_layers=(3, 4))
 
 
+class TestASViT:
+    """Thresholds that samples scale, and counts that stand in for them."""
+
+    def passing(self, worker: Worker, samples: Sequence[int], scale: float) -> list[int]:
+        params = {"form": "threshold", "scale": scale}
+        plain = Candidate(method="as_vit", params=params, tokens=16).plain()
+        return [
+            worker({"do": "counts", "sample": i, "candidate": plain})["passing"]["vision.layers.3"] for i in samples
+        ]
+
+    def test_the_mean_that_passes_is_what_was_asked_for(self, base: Path, worker: Worker) -> None:
+        stand = bench(base)
+        settled, record = decide(stand, METHODS["as_vit"](), 16, "renumbered")
+        passing = self.passing(worker, stand.learning, params_of(settled)["scale"])
+        assert abs(statistics.mean(passing) - 16) < 0.5 and min(passing) < max(passing)
+        assert record["decided"]["fixed"] == {"scale": params_of(settled)["scale"]}
+        assert record["decided"]["spread"] == {"passing": [min(passing), max(passing)]}
+
+    def test_a_quantile_is_of_counts_and_the_scale_stays(self, base: Path) -> None:
+        stand = bench(base)
+        usual, _ = decide(stand, METHODS["as_vit"](), 16, "renumbered")
+        high = replace(stand, quantile=0.9)
+        settled, record = decide(high, METHODS["as_vit"](), 16, "renumbered")
+        assert settled == usual and record["decided"]["by"] == "mean"
+        counts, more = (freeze(one, usual, 16)[0].counts["vision.layers.1"] for one in (stand, high))
+        assert counts < more < TOTAL
+
+    def test_what_is_frozen_is_of_the_form_that_samples_settled(self, base: Path) -> None:
+        """Also where nobody has asked what samples say of its open parameters before."""
+        stand, method = bench(base), METHODS["as_vit"]()
+        settled, _ = decide(stand, method, 16, "renumbered")
+        counts = freeze(stand, settled, 16)[0].counts
+        assert freeze(stand, method, 16)[0].counts == counts
+        assert candidate_of(stand, method, 16, "renumbered").counts == counts
+        assert counts != freeze(stand, METHODS["as_vit"](scale=4.0), 16)[0].counts
+
+    def test_freezing_is_compared_with_the_thresholds_that_samples_scaled(self, base: Path, worker: Worker) -> None:
+        stand, method = bench(base), METHODS["as_vit"]()
+        settled, frozen, record = fixed(stand, method, 16, "renumbered")
+        assert frozen is not None and record["proof"]["against"] == "the form that decides per image"
+        plain = [Candidate(method="as_vit", params=params_of(settled), tokens=16, counts=frozen.counts).plain()]
+        dynamic = settled.dynamic()
+        assert dynamic is not None
+        plain.append(Candidate(method="as_vit", params=params_of(dynamic), tokens=16).plain())
+        tasks = [{"do": "likeness", "sample": sample, "candidates": plain} for sample in stand.held]
+        pairs = [[one["kl"] for one in worker(task)["likeness"]] for task in tasks]
+        for place, side in enumerate(("frozen", "other")):
+            assert record["proof"]["kl"][side] == pytest.approx(statistics.mean(pair[place] for pair in pairs))
+        assert record["proof"]["kl"]["frozen"] != record["proof"]["kl"]["other"]
+
+
 CASES: dict[str, dict[str, Any]] = {
+    "as_vit": {"tokens": 16},
     "dyvte": {"tokens": TOTAL},
     "todre": {"tokens": 16, "params": {"threshold": 0.6}},
     "visiondrop": {"tokens": 16, "params": {"layers": (0, 1, 3)}},
@@ -316,7 +371,7 @@ def test_what_is_decided_is_written_and_repeated(base: Path, tmp_path: Path, nam
             ).directory
 
     first = made("a")
-    if name in ("dyvte", "todre"):  # one that tries, one that looks
+    if name in ("as_vit", "dyvte", "todre"):  # one that counts, one that tries, one that looks
         assert (first / "tokcarve.json").read_bytes() == (made("b") / "tokcarve.json").read_bytes()
     artifact = read_artifact(first)
     record = artifact.manifest.calibration
