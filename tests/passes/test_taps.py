@@ -9,6 +9,7 @@ from models import IMAGE, build, pictures, prompt
 from torch import Tensor
 
 from tokcarve.passes import families
+from tokcarve.passes.blocks import VisionBlock
 from tokcarve.passes.choose import top_in_order
 from tokcarve.passes.errors import MethodError, TapNotFound
 from tokcarve.passes.graph import TokenGraphs
@@ -98,6 +99,15 @@ def test_head_norms_see_the_attention_of_the_block(graphs: TokenGraphs, hidden: 
     torch.testing.assert_close(masked, norms_by_hand(hidden, alive), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(weighed, norms_by_hand(hidden, size), atol=1e-6, rtol=1e-5)
     assert (masked - weighed).abs().max() > 1e-3
+
+
+def test_head_norms_are_scaled_as_the_block_is(graphs: TokenGraphs, hidden: Tensor) -> None:
+    block = VisionBlock(graphs.parts.vision_blocks[LAYER].layer, heads=4, scale=1.5)
+    with torch.no_grad():
+        found = HeadNorms(block)(hidden)
+        query, key, value = (block.project(which, block.normed(hidden)) for which in "qkv")
+        expected = (torch.softmax(1.5 * query @ key.transpose(2, 3), dim=3) @ value).square().sum(3).sqrt()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_head_norms_of_half_precision_are_float32(hidden: Tensor) -> None:
