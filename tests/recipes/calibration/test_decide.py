@@ -1,7 +1,5 @@
 """What samples settle: every criterion against plain loops over the model's own layers, and what is recorded of it."""
 
-import contextlib
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,58 +9,27 @@ from typing import Any
 
 import pytest
 import torch
-from layerwise import embedded, ran, said
-from models import TOTAL, build, pictures, write
-from PIL import Image
-from torch import Tensor
+from deciding import LAYERS, bench, hired, looked, maps, prompt, write_base
+from layerwise import ran, said
+from models import TOTAL
 from transformers import LlavaForConditionalGeneration
 
-import tokcarve
-from tokcarve.cli.compress import manifest_facts
-from tokcarve.passes import families
-from tokcarve.passes.asking import ask
-from tokcarve.passes.checkpoint import resolve
 from tokcarve.passes.errors import MethodError
-from tokcarve.passes.families.load import read_config
 from tokcarve.passes.methods import METHODS
 from tokcarve.passes.methods.redundancylens import RedundancyLens
 from tokcarve.passes.methods.visiondrop import VisionDrop
 from tokcarve.passes.stage import Look, Method
-from tokcarve.recipes.artifact import read_artifact
 from tokcarve.recipes.calibration.auto import candidate_of
-from tokcarve.recipes.calibration.bench import Bench, bench_of
-from tokcarve.recipes.calibration.decide import decide, looks_of
+from tokcarve.recipes.calibration.decide import decide
 from tokcarve.recipes.calibration.freeze import freeze
-from tokcarve.recipes.calibration.pool import Local
-from tokcarve.recipes.calibration.proof import fixed, prove
-from tokcarve.recipes.calibration.work import ANSWER_TOKENS, FIRST_TOKENS, Candidate, Worker
-from tokcarve.recipes.carve import carve as recarve
-from tokcarve.recipes.carve import name_of, params_of
-from tokcarve.recipes.schema import Calibration
-
-LAYERS = 5
-COUNT = 8
-WORDS = ("what is it?", "how many are there, and where?", "is it red?", "say what you see in the middle")
+from tokcarve.recipes.calibration.proof import fixed
+from tokcarve.recipes.calibration.work import FIRST_TOKENS, Candidate, Worker
+from tokcarve.recipes.carve import params_of
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, and beside it a sample set."""
-    place = tmp_path_factory.mktemp("base")
-    asked(place, ["nothing"] * COUNT)
-    return write(build("llama", "clip", text_layers=LAYERS), place / "model")
-
-
-def asked(place: Path, answers: Sequence[str | None]) -> Path:
-    """A sample set: an image and a question for every answer."""
-    lines = []
-    for number, (pixels, answer) in enumerate(zip(pictures(len(answers)), answers, strict=True)):
-        levels = (pixels.movedim(0, 2) * 60 + 120).clamp(0, 255).to(torch.uint8).numpy()
-        Image.fromarray(levels).save(place / f"{number}.png")
-        lines.append({"image": f"{number}.png", "prompt": WORDS[number % len(WORDS)], "answer": answer})
-    path = place / "samples.jsonl"
-    path.write_text("\n".join(json.dumps(line) for line in lines))
-    return path
+    return write_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
@@ -70,43 +37,10 @@ def worker(base: Path) -> Worker:
     return hired(bench(base))
 
 
-def hired(stand: Bench) -> Worker:
-    pool = stand.runner.pool
-    assert isinstance(pool, Local)
-    return Worker(pool.job)
-
-
 @pytest.fixture(scope="module")
 def eager(base: Path) -> Any:
     model: Any = LlavaForConditionalGeneration
     return model.from_pretrained(base, attn_implementation="eager").eval()
-
-
-def bench(base: Path, samples: Path | None = None) -> Bench:
-    checkpoint = resolve(str(base))
-    geometry = families.geometry(read_config(checkpoint.path))
-    source = str(samples or base.parent / "samples.jsonl")
-    return bench_of(checkpoint, geometry, Calibration(samples=source, count=COUNT))
-
-
-def looked(base: Path, method: Method, tokens: int, samples: Sequence[int]) -> list[Look]:
-    stand = bench(base)
-    decision = method.decides(stand.geometry, tokens)
-    assert decision is not None
-    return looks_of(stand, decision, method, tokens, "renumbered", samples)
-
-
-def prompt(worker: Worker, sample: int, features: Tensor) -> tuple[Tensor, slice]:
-    question, image = worker.question(sample), worker.graphs.geometry.image_token_id
-    ids = torch.tensor(question.ids(image, 1 if not len(features) else features.shape[0]))
-    return embedded(worker.model, ids, features, image)
-
-
-def maps(eager: Any, rows: Tensor) -> list[Tensor]:
-    """What every layer attends to, [heads, rows, rows]."""
-    with torch.no_grad():
-        made = eager.model.language_model(inputs_embeds=rows.unsqueeze(0), output_attentions=True)
-    return [one[0] for one in made.attentions]
 
 
 class TestToDRE:
@@ -350,82 +284,3 @@ class TestASViT:
         for place, side in enumerate(("frozen", "other")):
             assert record["proof"]["kl"][side] == pytest.approx(statistics.mean(pair[place] for pair in pairs))
         assert record["proof"]["kl"]["frozen"] != record["proof"]["kl"]["other"]
-
-
-CASES: dict[str, dict[str, Any]] = {
-    "as_vit": {"tokens": 16},
-    "dyvte": {"tokens": TOTAL},
-    "todre": {"tokens": 16, "params": {"threshold": 0.6}},
-    "visiondrop": {"tokens": 16, "params": {"layers": (0, 1, 3)}},
-    "redundancylens": {"tokens": TOTAL, "params": {"window": 8}},
-    "atp_llava": {"tokens": 8, "params": {"form": "budget", "layers": (0, 1, 3)}},
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_what_is_decided_is_written_and_repeated(base: Path, tmp_path: Path, name: str) -> None:
-    def made(out: str) -> Path:
-        with contextlib.chdir(tmp_path):
-            return tokcarve.compress(
-                str(base), method=name, samples=str(base.parent / "samples.jsonl"), count=COUNT, out=out, **CASES[name]
-            ).directory
-
-    first = made("a")
-    if name in ("as_vit", "dyvte", "todre"):  # one that counts, one that tries, one that looks
-        assert (first / "tokcarve.json").read_bytes() == (made("b") / "tokcarve.json").read_bytes()
-    artifact = read_artifact(first)
-    record = artifact.manifest.calibration
-    assert record is not None and record["decided"]["samples"] == 6 and record["proof"]["samples"] == 2
-    fixed, params = record["decided"]["fixed"], artifact.manifest.method.params
-    assert fixed and all(
-        params[key] == (tuple(value) if isinstance(value, list) else value) for key, value in fixed.items()
-    )
-    settled = METHODS[name](**params)
-    assert settled.decides(artifact.manifest.geometry, artifact.manifest.budget.tokens) is None
-    carved = recarve(build("llama", "clip", text_layers=LAYERS), artifact)
-    assert [stage.site for stage in carved.schedule] == [stage.site for stage in artifact.manifest.schedule]
-    text = manifest_facts(artifact.manifest)["calibration"]
-    assert all(f"{key}={value}" in text for key, value in fixed.items())
-    assert "by the mean of 6 samples" in text and "on 2 held-out samples" in text
-
-
-def test_a_method_with_nothing_open_stays_as_it_is(base: Path) -> None:
-    for method in (METHODS["dyvte"](layer=1), METHODS["todre"](exit=False), METHODS["vtc_cls"]()):
-        assert decide(bench(base), method, 16, "renumbered") == (method, {})
-
-
-def test_what_freezing_costs_is_what_its_parts_say(base: Path, worker: Worker, tmp_path: Path) -> None:
-    stand, method = bench(base), METHODS["dyvte"]()
-    settled, _ = decide(stand, method, TOTAL, "renumbered")
-    found = prove(stand, method, settled, TOTAL, None, "renumbered")
-    decision = method.decides(stand.geometry, TOTAL)
-    assert decision is not None and found["against"] == "the form that decides per image"
-    kl: list[list[float]] = []
-    for sample in stand.held:
-        own = decision.settle(looks_of(stand, decision, method, TOTAL, "renumbered", [sample]))[0]
-        pair = [Candidate(method=name_of(one), params=params_of(one), tokens=TOTAL).plain() for one in (settled, own)]
-        kl.append([one["kl"] for one in worker({"do": "likeness", "sample": sample, "candidates": pair})["likeness"]])
-    frozen, other = ([pair[i] for pair in kl] for i in range(2))
-    assert found["kl"]["frozen"] == pytest.approx(statistics.mean(frozen))
-    assert found["kl"]["other"] == pytest.approx(statistics.mean(other))
-    assert found["kl"]["difference"][0] == pytest.approx(statistics.mean(frozen) - statistics.mean(other))
-    assert "accuracy" in found
-
-
-def test_an_answer_is_right_or_wrong_or_not_known(base: Path, worker: Worker, tmp_path: Path) -> None:
-    plain = Candidate(method="none", params={}, tokens=TOTAL).plain()
-    other = Candidate(method="uniform", params={}, tokens=4).plain()
-
-    def spoken(sample: int) -> str:
-        said = ask(worker.graphs, worker.question(sample), ANSWER_TOKENS).tokens
-        assert not {*said} & {*worker.graphs.geometry.eos_token_ids}
-        return worker.asker.prompter.decode(said)
-
-    order = {worker.sample(i).source: i for i in range(COUNT)}
-    heard = {int(Path(source).stem): spoken(i) for source, i in order.items()}
-    known = [f"  {heard[i].upper()} " if i % 2 else None for i in range(COUNT)]
-    again = hired(bench(base, asked(tmp_path, known)))
-    for number in range(COUNT):
-        place = int(Path(again.sample(number).source).stem)
-        right = again({"do": "right", "sample": number, "candidates": [plain, other]})["right"]
-        assert right == ([True, False] if place % 2 else None)
