@@ -11,7 +11,10 @@ import typer
 
 from tokcarve.passes.errors import TokcarveError
 
-__all__ = ["guarded", "needs_compress"]
+__all__ = ["INTERRUPTED", "guarded", "needs_compress"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,7 +44,7 @@ def guarded(verb: Callable[P, R]) -> Callable[P, R]:
             raise _exit(str(error), 2) from error
         except KeyboardInterrupt as error:
             kept = f"; {error}" if str(error) else ""
-            raise _exit(f"interrupted; nothing half-written is left{kept}", 130) from error
+            raise _exit(f"interrupted; nothing half-written is left{kept}", INTERRUPTED) from error
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] not in _HOST_PACKAGES:
                 raise _exit(_fault(error), 1) from error

@@ -9,7 +9,7 @@ import typer
 from tokcarve import __version__
 from tokcarve.cli.compress import compress
 from tokcarve.cli.export import export
-from tokcarve.cli.failures import guarded
+from tokcarve.cli.failures import INTERRUPTED, guarded
 from tokcarve.cli.inspect import inspect
 from tokcarve.cli.methods import methods
 from tokcarve.cli.profile import profile
@@ -52,4 +52,12 @@ def main() -> None:
     if not sys.stderr.isatty():
         # the bars of other libraries would fill a log file
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    app(prog_name="tokcarve")
+    try:
+        app(prog_name="tokcarve")
+    except SystemExit as left:
+        if left.code != INTERRUPTED:
+            raise
+        # `python -m` ends itself by the signal where Ctrl-C came in text that it was executing, whatever was made of it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)

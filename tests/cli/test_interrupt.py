@@ -51,3 +51,23 @@ def test_ctrl_c_leaves_nothing(running: "subprocess.Popen[str]", here: Path) -> 
         assert last.endswith("half-written is left; what was calibrated so far is kept, go on with --resume")
     else:
         assert last.endswith("interrupted; nothing half-written is left")
+
+
+def test_ctrl_c_in_text_that_python_executes_exits_alike(tmp_path: Path) -> None:
+    """Python, run as `python -m`, remembers such an interruption and would end by the signal."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import typer\n"
+        "from tokcarve.cli import main\n"
+        "from tokcarve.cli.failures import guarded\n"
+        "def verb() -> None:\n"
+        "    exec('raise KeyboardInterrupt')\n"
+        "main.app = typer.Typer(add_completion=False)\n"
+        "main.app.command()(guarded(verb))\n"
+        "import sys; sys.argv = ['tokcarve']\n"
+        "main.main()\n"
+    )
+    command = [sys.executable, "-m", "program"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done
+    assert done.stderr.strip() == "interrupted; nothing half-written is left"
