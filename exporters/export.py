@@ -1,61 +1,33 @@
 """An artifact into its `ort` face: eight ONNX graphs, one weight file, golden samples, and the record of the proof.
 
-A budget set adds four graphs per further budget, which read the same weights, and a router.
+A budget set adds four graphs per further budget, which read the same weights, and a router. Weights go from the
+checkpoint to the weight file one by one, so that a model need not fit into memory.
 """
 
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-from torch import nn
-
-from tokcarve.exporters import verify
-from tokcarve.exporters.device.compare import Check
-from tokcarve.exporters.device.face import (
-    FACE_DIRECTORY,
-    ROUTER,
-    BudgetSide,
-    OrtFace,
-    Side,
-    StoredTensor,
-    file_record,
-    seal,
-)
-from tokcarve.exporters.device.pipeline import Pipeline
-from tokcarve.exporters.device.session import Face
-from tokcarve.exporters.golden import Golden, save_golden
+from tokcarve.exporters.device.face import FACE_DIRECTORY, BudgetSide, OrtFace, Side, StoredTensor, file_record, seal
+from tokcarve.exporters.graph_file import GraphFile, graph_file_of
 from tokcarve.exporters.modules import Shapes
 from tokcarve.exporters.onnx import OPSET, lower, weight_names
-from tokcarve.exporters.source import Source, golden_of, load_source
-from tokcarve.exporters.trt import TrtOutcome, prove_trt
+from tokcarve.exporters.prove import prove
+from tokcarve.exporters.source import Source, load_source
+from tokcarve.exporters.trt import TrtOutcome
 from tokcarve.exporters.weights import Placed, WeightFile
-from tokcarve.exporters.wellformed import check_graph
-from tokcarve.passes.errors import CheckError, ExportError
+from tokcarve.passes.errors import ExportError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.recipes.artifact import Artifact, read_artifact
 from tokcarve.recipes.atomic import replace_directory, write_file
-from tokcarve.recipes.manifest import CheckRecord
 
 __all__ = ["ExportResult", "GraphFile", "export_ort"]
 
 Progress = Callable[[str, int, int], None]
 _WEIGHTS = "weights.data"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphFile:
-    """One written graph: `weight_bytes` it reads from the weight file, `seconds` from torch to file."""
-
-    name: str
-    nodes: int
-    selection_nodes: int
-    graph_bytes: int
-    weight_bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +66,16 @@ def export_ort(
     tell("reading weights", 0, 1)
     source = load_source(found, batch=batch, max_text=max_text, max_new=max_new)
     tell("reading weights", 1, 1)
-    _check_room(source.model, found.directory)
+    _check_room(source.bytes, found.directory)
     with replace_directory(place) as work:
         # the device runtime, which proves the export, expects the layout of an artifact
         stage = work / FACE_DIRECTORY
         stage.mkdir(parents=True)
         graphs, tensors = _write_graphs(source, stage, tell)
-        record, outcome = _prove(found, source, work, stage, graphs, trt, tell)
-        record = record.model_copy(update={"tensors": tensors})
+        draft = _record(source, tensors)
+        proof = prove(source, draft, work, stage, graphs, trt, tell)
+        files = {path.relative_to(stage).as_posix(): file_record(path) for path in _files(stage)}
+        record = draft.model_copy(update={"files": files, "checks": proof.records, "not_checked": proof.not_checked})
         write_file(stage / "export.json", seal(record))
         for path in list(stage.iterdir()):
             path.rename(work / path.name)
@@ -113,7 +87,7 @@ def export_ort(
         graphs=graphs,
         weight_bytes=record.files[_WEIGHTS].bytes,
         seconds=time.perf_counter() - started,
-        trt=outcome,
+        trt=proof.trt,
     )
 
 
@@ -138,8 +112,8 @@ def _check_request(artifact: Artifact, place: Path, *, batch: int, max_text: int
         raise ExportError(f"{place} exists; pass --force to replace it")
 
 
-def _check_room(model: nn.Module, directory: Path) -> None:
-    wanted = int(1.05 * sum(p.numel() * p.element_size() for p in model.parameters())) + 2**24
+def _check_room(weight_bytes: int, directory: Path) -> None:
+    wanted = int(1.05 * weight_bytes) + 2**24
     free = shutil.disk_usage(directory).free
     if free < wanted:
         raise ExportError(
@@ -153,7 +127,7 @@ def _write_graphs(source: Source, stage: Path, tell: Progress) -> tuple[tuple[Gr
     table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
     pieces = list(source.pieces())
     written = []
-    with WeightFile(stage / _WEIGHTS) as weights:
+    with WeightFile(stage / _WEIGHTS, source.stored) as weights:
         for done, (name, piece) in enumerate(pieces):
             tell("writing graphs", done, len(pieces))
             started = time.perf_counter()
@@ -166,7 +140,7 @@ def _write_graphs(source: Source, stage: Path, tell: Progress) -> tuple[tuple[Gr
                 as_stored=(table,),
             )
             size = weights.save(model, stage / name)
-            written.append(_graph_file(name, model, size, time.perf_counter() - started))
+            written.append(graph_file_of(name, model, size, time.perf_counter() - started))
     return tuple(written), _stored(weights.placed)
 
 
@@ -179,101 +153,14 @@ def _stored(placed: Sequence[Placed]) -> dict[str, StoredTensor]:
     return found
 
 
-def _graph_file(name: str, model: ir.Model, size: int, seconds: float) -> GraphFile:
-    external = [value.const_value for value in model.graph.initializers.values()]
-    return GraphFile(
-        name=name,
-        nodes=len(model.graph),
-        selection_nodes=sum(str(node.name).startswith("tokcarve_select") for node in model.graph),
-        graph_bytes=size,
-        weight_bytes=sum(tensor.nbytes for tensor in external if isinstance(tensor, ir.ExternalTensor)),
-        seconds=round(seconds, 2),
-    )
+def _files(stage: Path) -> list[Path]:
+    return sorted(path for path in stage.rglob("*") if path.is_file())
 
 
-def _prove(
-    artifact: Artifact,
-    source: Source,
-    work: Path,
-    stage: Path,
-    graphs: tuple[GraphFile, ...],
-    trt: bool,
-    tell: Progress,
-) -> tuple[OrtFace, TrtOutcome | None]:
-    """The record of everything in `stage`, all of it checked; CheckError for the first check that does not hold."""
-    paths = [stage / graph.name for graph in graphs]
-    tell("checking", 0, 3)
-    checks = [check_graph(path) for path in paths]
-    checks.append(verify.check_weights(paths, dict((*source.model.named_parameters(), *source.model.named_buffers()))))
-    _require(checks)
-    tell("checking", 1, 3)
-    more, open_questions = _compare(artifact, source, work, stage)
-    checks += more
-    outcome = None
-    if trt:
-        tell("checking", 2, 3)
-        outcome = prove_trt(stage, {graph.name: graph.weight_bytes for graph in graphs})
-        checks += outcome.checks
-        open_questions += outcome.not_checked
-        _require(checks)
-    else:
-        open_questions.append("TensorRT: no lint, no parse, no build (export --trt does them)")
-    kept = tuple(CheckRecord(name=check.name, passed=check.passed, detail=check.detail) for check in checks)
-    final = _record(artifact, source, stage)
-    return final.model_copy(update={"checks": kept, "not_checked": tuple(open_questions)}), outcome
-
-
-def _compare(artifact: Artifact, source: Source, work: Path, stage: Path) -> tuple[list[Check], list[str]]:
-    """ONNX Runtime against torch on golden samples of every budget, which are written, and what that leaves open."""
-    checks, open_questions = list[Check](), list[str]()
-    face = Face(artifact=work, record=_record(artifact, source, stage), providers=("CPUExecutionProvider",))
-    for one in source.carved:
-        golden = golden_of(source, one)
-        further = one is not source.largest
-        label = f"pruned to {one.budget}" if further else "pruned"
-        save_golden(golden, one.graphs.geometry, stage / (f"golden.k{one.budget}.npz" if further else "golden.npz"))
-        made = _numbers(Pipeline(face, baseline=False, budget=one.budget if further else None), golden, label)
-        if not further:
-            made += _numbers(Pipeline(face, baseline=True), golden, "unpruned")
-            if source.router is not None:
-                made.append(verify.check_router(face.open(ROUTER), source.router, golden.samples))
-        _require(made)
-        power, left = _judge(golden)
-        checks += made + [replace(check, name=f"{label}: {check.name}" if further else check.name) for check in power]
-        open_questions += [f"{label}: {text}" if further else text for text in left if text not in open_questions]
-    return checks, open_questions
-
-
-def _numbers(pipeline: Pipeline, golden: Golden, side: str) -> list[Check]:
-    expected = golden.plain if pipeline.baseline else golden.pruned
-    made = verify.check_numbers(pipeline, golden.samples, expected, side=side)
-    pipeline.release()
-    return made
-
-
-def _judge(golden: Golden) -> tuple[list[Check], list[str]]:
-    """What the golden comparison was worth: the check of power if it had any, and what it leaves open."""
-    power = verify.check_power(golden)
-    open_questions = ["ONNX Runtime ran on the CPU; no GPU provider was tried", "no run on an edge device"]
-    if not power.passed:
-        open_questions.append(f"the comparison of logits has no power to tell the pruned model apart: {power.detail}")
-    if golden.skipped:
-        open_questions.append(f"{golden.skipped} images were passed over: rounding decides what they keep or merge")
-    return [power] if power.passed else [], open_questions
-
-
-def _require(checks: list[Check]) -> None:
-    failed = [check for check in checks if not check.passed]
-    if failed:
-        more = f" ({len(failed) - 1} further checks failed)" if len(failed) > 1 else ""
-        raise CheckError(f"the export does not hold and was not written: {failed[0].name}: {failed[0].detail}{more}")
-
-
-def _record(artifact: Artifact, source: Source, stage: Path) -> OrtFace:
-    sizes, plain = source.largest.sizes, source.plain.sizes
-    router = artifact.manifest.router
+def _record(source: Source, tensors: dict[str, StoredTensor]) -> OrtFace:
+    """What is known of a face before anything of it was checked, without its files."""
+    sizes, plain, manifest = source.largest.sizes, source.plain.sizes, source.artifact.manifest
     further = [BudgetSide(budget=one.budget or 0, **_counts(one.sizes)) for one in source.carved[1:]]
-    files = {str(path.relative_to(stage)): file_record(path) for path in sorted(stage.rglob("*")) if path.is_file()}
     return OrtFace(
         batch=sizes.batch,
         total=sizes.total,
@@ -281,16 +168,17 @@ def _record(artifact: Artifact, source: Source, stage: Path) -> OrtFace:
         max_new=sizes.max_new,
         opset=OPSET,
         dtype="float32",
-        positions=artifact.manifest.positions,
+        positions=manifest.positions,
         pruned=Side(**_counts(sizes)),
         baseline=Side(**_counts(plain)),
-        geometry=artifact.manifest.geometry,
-        files=files,
+        geometry=manifest.geometry,
+        files={},
         checks=(),
         not_checked=(),
-        artifact=artifact.manifest.digest,
+        artifact=manifest.digest,
+        tensors=tensors,
         budgets=tuple(further),
-        router=router,
+        router=manifest.router,
     )
 
 

@@ -125,7 +125,10 @@ def _rules(graphs: Sequence[Path], left: list[str], trt: bool, tell: Progress) -
 def _numbers(face: Face, directory: Path, left: list[str], tell: Progress) -> Iterator[Check]:
     """The graphs of every budget and of the whole model on the golden samples, and whether that could have failed."""
     record = face.record
-    for name in sorted(name for name in record.files if name.startswith("golden")):
+    files = sorted(name for name in record.files if name.startswith("golden"))
+    if not files:
+        left.append("numbers: export could not run the model in torch, so that there are no golden samples")
+    for name in files:
         further = int(name.split(".")[1].removeprefix("k")) if name.count(".") > 1 else None
         label = "pruned" if further is None else f"pruned to {further}"
         samples, carved, whole = read_golden(directory / name, record.geometry.image_token_id)

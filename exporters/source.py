@@ -1,21 +1,23 @@
 """What an export starts from: the model of an artifact, carved to each of its budgets and whole, with its constants."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import nn
 
 from tokcarve.exporters.device.face import ROUTER, graph_file
 from tokcarve.exporters.golden import NEW_TOKENS, Golden, make_samples, reference
 from tokcarve.exporters.modules import FaceGraph, Shapes, face_graphs, shapes
+from tokcarve.passes.families.blank import Stored, blank_model
 from tokcarve.passes.families.load import read_model
 from tokcarve.passes.graph import TokenGraphs
 from tokcarve.passes.router import Router
 from tokcarve.recipes.artifact import Artifact
 from tokcarve.recipes.carve import carve, router_of, whole
 
-__all__ = ["Carved", "Source", "golden_of", "load_source"]
+__all__ = ["Carved", "Reading", "Source", "load_source", "read_source"]
 
 # golden samples, or one batch alone where a model has so many weights that each would take minutes
 _SAMPLES, _LARGE = 4, 500_000_000
@@ -32,9 +34,14 @@ class Carved:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A model to export: itself, carved to its budgets, the largest first, and whole; and the router of a set."""
+    """A model to export: carved to its budgets, the largest first, and whole; and the router of a set.
 
+    Its large weights are blank: `stored` says by address what belongs there.
+    """
+
+    artifact: Artifact
     model: nn.Module
+    stored: Mapping[int, Stored]
     carved: tuple[Carved, ...]
     plain: Carved
     router: Router | None
@@ -43,6 +50,11 @@ class Source:
     def largest(self) -> Carved:
         """The budget that an artifact describes first, or its only one."""
         return self.carved[0]
+
+    @property
+    def bytes(self) -> int:
+        """Of all weights, as they are exported."""
+        return sum(weight.nbytes for weight in self.model.parameters())
 
     def pieces(self) -> Iterator[tuple[str, FaceGraph]]:
         """Every graph of the face with its file name, in order."""
@@ -64,8 +76,8 @@ class Source:
 
 
 def load_source(artifact: Artifact, *, batch: int, max_text: int, max_new: int) -> Source:
-    """The model of `artifact` with its weights, for prompts and answers of these sizes."""
-    model = read_model(artifact.open_base().path)
+    """The model of `artifact`, its large weights blank, for prompts and answers of these sizes."""
+    blank = blank_model(artifact.open_base())
 
     def side(graphs: TokenGraphs, budget: int | None) -> Carved:
         sizes = shapes(graphs, batch=batch, max_text=max_text, max_new=max_new)
@@ -73,23 +85,44 @@ def load_source(artifact: Artifact, *, batch: int, max_text: int, max_new: int) 
 
     counts = reversed(artifact.manifest.counts)
     return Source(
-        model=model,
-        carved=tuple(side(carve(model, artifact, count).graphs, count) for count in counts),
-        plain=side(whole(model, artifact), None),
-        router=router_of(model, artifact),
+        artifact=artifact,
+        model=blank.model,
+        stored=blank.stored,
+        carved=tuple(side(carve(blank.model, artifact, count).graphs, count) for count in counts),
+        plain=side(whole(blank.model, artifact), None),
+        router=router_of(blank.model, artifact),
     )
 
 
-def golden_of(source: Source, side: Carved) -> Golden:
-    """Samples for one budget, and what torch makes of them there and in the whole model."""
-    batch, sizes = side.sizes.batch, side.sizes
-    size = sum(weight.numel() for weight in source.model.parameters())
-    count = batch * (max(1, _SAMPLES // batch) if size < _LARGE else 1)
-    samples, skipped = make_samples(side.graphs, count=count, max_text=sizes.prompt - sizes.tokens)
-    new = min(NEW_TOKENS, sizes.max_new)
-    return Golden(
-        samples=samples,
-        pruned=tuple(reference(side.graphs, sample, new) for sample in samples),
-        plain=tuple(reference(source.plain.graphs, sample, new) for sample in samples),
-        skipped=skipped,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The model of a source with all of its weights, for what torch makes of samples."""
+
+    source: Source
+    model: nn.Module
+    router: Router | None
+
+    def golden(self, side: Carved) -> Golden:
+        """Samples for one budget, and what torch makes of them there and in the whole model."""
+        artifact, batch, sizes = self.source.artifact, side.sizes.batch, side.sizes
+        carved, plain = carve(self.model, artifact, side.budget).graphs, whole(self.model, artifact)
+        size = sum(weight.numel() for weight in self.model.parameters())
+        count = batch * (max(1, _SAMPLES // batch) if size < _LARGE else 1)
+        samples, skipped = make_samples(carved, count=count, max_text=sizes.prompt - sizes.tokens)
+        new = min(NEW_TOKENS, sizes.max_new)
+        return Golden(
+            samples=samples,
+            pruned=tuple(reference(carved, sample, new) for sample in samples),
+            plain=tuple(reference(plain, sample, new) for sample in samples),
+            skipped=skipped,
+        )
+
+
+def read_source(source: Source) -> Reading | str:
+    """The model with its weights, or why this machine does not read it: too little memory for it twice, in torch and in
+    ONNX Runtime."""
+    needed, free = int(2.2 * source.bytes), psutil.virtual_memory().available
+    if needed > free:
+        return f"{needed / 2**30:.1f} GiB of memory are needed to run it twice, and {free / 2**30:.1f} GiB are free"
+    model = read_model(source.artifact.open_base().path)
+    return Reading(source=source, model=model, router=router_of(model, source.artifact))

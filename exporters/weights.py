@@ -1,22 +1,28 @@
 """One external data file for many ONNX graphs: every tensor written once, streamed, aligned."""
 
 import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import onnx_ir as ir
+import torch
+from torch import Tensor
 
-from tokcarve.exporters.tensors import SMALL, identity
+from tokcarve.exporters.tensors import SMALL, address, identity
 from tokcarve.passes.errors import ExportError
+from tokcarve.passes.families.blank import Stored
 
-__all__ = ["ALIGNMENT", "Placed", "WeightFile"]
+__all__ = ["ALIGNMENT", "Placed", "WeightFile", "pieces"]
 
 ALIGNMENT = 64
 """Bytes: a cache line. Tensors of a mebibyte and more start on a page (4096), so that a runtime can map them."""
 
 _LARGE, _PAGE = 1 << 20, 4096
+_PIECE = 1 << 26  # bytes written at once, at least a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +39,14 @@ class WeightFile:
     """Context manager: `save` graphs one after the other, all against the file `path`.
 
     Two initializers share their bytes if they are the same tensor in memory, or else if their contents are equal
-    (dtype, shape and SHA-256); tensors below 1 KiB stay in the graph. The graphs must lie in the directory of `path`:
-    ONNX Runtime, the ONNX checker and TensorRT all refuse external data outside a graph's own directory.
+    (dtype, shape and SHA-256); tensors below 1 KiB stay in the graph. A tensor whose address is in `stored` is blank:
+    what is written is the tensor of the checkpoint that belongs there, read, converted and transposed on the way. The
+    graphs must lie in the directory of `path`: ONNX Runtime, the ONNX checker and TensorRT all refuse external data
+    outside a graph's own directory.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, stored: Mapping[int, Stored] | None = None) -> None:
+        self.path, self.stored = path, stored if stored is not None else {}
         self.placed: list[Placed] = []
         self._by_identity: dict[Any, tuple[ir.TensorProtocol, Placed]] = {}
         self._by_content: dict[Any, Placed] = {}
@@ -86,23 +94,44 @@ class WeightFile:
 
     def _place(self, tensor: ir.TensorProtocol, name: str) -> Placed:
         key = identity(tensor)
-        if key in self._by_identity:
-            return self._by_identity[key][1]
+        if key not in self._by_identity:
+            origin = self.stored.get(address(tensor) or 0)
+            placed = self._by_bytes(tensor, name) if origin is None else self._write(pieces(origin, tensor), name)
+            # the tensor is kept as well, so that its address cannot come to stand for another one
+            self._by_identity[key] = (tensor, placed)
+        return self._by_identity[key][1]
+
+    def _by_bytes(self, tensor: ir.TensorProtocol, name: str) -> Placed:
         data = tensor.tobytes()
         if len(data) != tensor.nbytes:
             raise ExportError(f"weight {name!r} should have {tensor.nbytes} bytes, but its data has {len(data)}")
         content = (tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(data).digest())
-        found = self._by_content.get(content)
-        if found is None:
-            found = self._write(data, name, content[-1].hex())
-            self._by_content[content] = found
-        # the tensor is kept as well, so that its address cannot come to stand for another one
-        self._by_identity[key] = (tensor, found)
-        return found
+        if content not in self._by_content:
+            self._by_content[content] = self._write([memoryview(data)], name)
+        return self._by_content[content]
 
-    def _write(self, data: bytes, name: str, sha256: str) -> Placed:
-        self._file.write(b"\0" * (-self._file.tell() % (_PAGE if len(data) >= _LARGE else ALIGNMENT)))
-        placed = Placed(name=name, offset=self._file.tell(), length=len(data), sha256=sha256)
-        self._file.write(data)
-        self.placed.append(placed)
-        return placed
+    def _write(self, parts: Iterable[memoryview], name: str) -> Placed:
+        parts = iter(parts)
+        first = next(parts)
+        self._file.write(b"\0" * (-self._file.tell() % (_PAGE if len(first) >= _LARGE else ALIGNMENT)))
+        offset, digest = self._file.tell(), hashlib.sha256()
+        for part in itertools.chain([first], parts):
+            self._file.write(part)
+            digest.update(part)
+        length = self._file.tell() - offset
+        self.placed.append(Placed(name=name, offset=offset, length=length, sha256=digest.hexdigest()))
+        return self.placed[-1]
+
+
+def pieces(origin: Stored, tensor: ir.TensorProtocol) -> Iterator[memoryview]:
+    """The bytes of a blank weight or its transpose, from the checkpoint, in the dtype of `tensor`; not all at once."""
+    raw: Tensor = tensor.raw
+    whole = origin.view()
+    if raw.dim() == 2 and (not raw.is_contiguous() or whole.shape != raw.shape):
+        whole = whole.t()
+    if whole.shape != raw.shape:
+        raise ExportError(f"weight {origin.name!r} of {origin.path} is read in part, as {list(raw.shape)}")
+    rows = max(1, _PIECE * whole.shape[0] // (whole.numel() * raw.element_size()))
+    for start in range(0, whole.shape[0], rows):
+        part = whole[start : start + rows].to(raw.dtype).contiguous()
+        yield part.reshape(-1).view(torch.uint8).numpy().data

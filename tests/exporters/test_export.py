@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from exported import KEEP, MAX_NEW, MAX_TEXT, make_artifact, make_export
 from models import SIDE, TOTAL
 
 from tokcarve.exporters import export as exporting
+from tokcarve.exporters import prove as proving
+from tokcarve.exporters import source
 from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.face import FACE_DIRECTORY, check_files, read_face
 from tokcarve.exporters.export import ExportResult, export_ort
+from tokcarve.exporters.recheck import recheck
 from tokcarve.passes.errors import ArtifactError, CheckError, ExportError
 from tokcarve.recipes.artifact import read_artifact
 
@@ -82,7 +86,7 @@ def test_a_check_that_fails_leaves_the_old_export(artifact: Path, monkeypatch: p
     before = {path.name: path.stat().st_mtime_ns for path in (artifact / FACE_DIRECTORY).iterdir()}
     bad = Check(name="weights", passed=False, detail="they differ")
     monkeypatch.setattr(exporting, "_write_graphs", lambda *args: ((), {}))
-    monkeypatch.setattr(exporting.verify, "check_weights", lambda *args: bad)
+    monkeypatch.setattr(proving.verify, "check_weights", lambda *args: bad)
     with pytest.raises(CheckError, match="they differ"):
         make_export(artifact, force=True)
     assert {path.name: path.stat().st_mtime_ns for path in (artifact / FACE_DIRECTORY).iterdir()} == before
@@ -109,6 +113,21 @@ def test_a_disk_without_room_is_refused_before_writing(artifact: Path, monkeypat
     with pytest.raises(ExportError, match="GiB are free"):
         make_export(artifact)
     assert not (artifact / FACE_DIRECTORY).exists()
+
+
+def test_a_model_that_does_not_fit_into_memory_is_exported_and_says_so(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, result: ExportResult
+) -> None:
+    shutil.rmtree(artifact / "export")
+    monkeypatch.setattr(source.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**10))
+    made = make_export(artifact, batch=2)
+    left = [text for text in made.record.not_checked if "no number was compared with the model in torch" in text]
+    assert len(left) == 1 and "GiB of memory are needed to run it twice, and 0.0 GiB are free" in left[0]
+    assert "golden.npz" not in made.record.files and "weights" in {check.name for check in made.record.checks}
+    graphs = [name for name in made.record.files if name != "golden.npz"]
+    assert {name: made.record.files[name] for name in graphs} == {name: result.record.files[name] for name in graphs}
+    again = recheck(artifact)
+    assert not again.failed and any("no golden samples" in text for text in again.not_checked)
 
 
 def test_changed_base_weights_are_refused(tmp_path: Path) -> None:

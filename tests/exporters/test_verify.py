@@ -19,8 +19,9 @@ from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.face import FACE_DIRECTORY, OrtFace
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Face
-from tokcarve.exporters.export import ExportResult, _judge
+from tokcarve.exporters.export import ExportResult
 from tokcarve.exporters.golden import Golden, make_samples, reference
+from tokcarve.exporters.prove import judge
 from tokcarve.exporters.verify import check_numbers, check_power, check_weights
 from tokcarve.exporters.wellformed import check_graph
 from tokcarve.passes import families
@@ -96,7 +97,7 @@ def test_a_tampered_weight_is_seen_twice(copy: World) -> None:
     raw[1000:3000] += 0.5
     raw.tofile(data)
     paths = sorted(copy.face.glob("*.onnx"))
-    assert not check_weights(paths, dict(copy.model.named_parameters())).passed
+    assert not check_weights(paths, dict(copy.model.named_parameters()), {}).passed
     assert failed(numbers(copy)) | failed(numbers(copy, baseline=True))
 
 
@@ -172,7 +173,7 @@ def test_power_needs_the_unpruned_model_to_differ(world: World) -> None:
     check = check_power(same)
     assert not check.passed
     assert check.value == 0.0
-    kept, gaps = _judge(same)
+    kept, gaps = judge(same)
     assert kept == []
     assert any("no power" in text for text in gaps)
 
@@ -195,13 +196,13 @@ def test_a_token_within_the_tolerance_of_the_best_is_a_tie(world: World) -> None
 
 def test_weights_of_another_model_are_seen(world: World) -> None:
     others = {name: weight + 1 for name, weight in world.model.named_parameters()}
-    check = check_weights(sorted(world.face.glob("*.onnx")), others)
+    check = check_weights(sorted(world.face.glob("*.onnx")), others, {})
     assert not check.passed
     assert "not the checkpoint's" in check.detail
 
 
 def test_no_weights_compared_is_no_pass(world: World) -> None:
-    assert not check_weights([], {}).passed
+    assert not check_weights([], {}, {}).passed
 
 
 @pytest.mark.parametrize("name", ["vision", "embedding", "prefill", "decode"])

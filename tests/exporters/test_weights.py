@@ -7,11 +7,15 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tokcarve.exporters import weights as weights_module
 from tokcarve.exporters.onnx import lower, weight_names
-from tokcarve.exporters.weights import ALIGNMENT, WeightFile
+from tokcarve.exporters.weights import ALIGNMENT, WeightFile, pieces
 from tokcarve.passes.errors import ExportError
+from tokcarve.passes.families.blank import Stored
+from tokcarve.passes.shards import read_header
 
 
 class Two(nn.Module):
@@ -106,3 +110,43 @@ def test_writing_again_gives_the_same_bytes(model: nn.ModuleDict, tmp_path: Path
             weights.save(lowered(Two(model["a"], model["b"]), weight_names(model)), tmp_path / name / "one.onnx")
         written.append([path.read_bytes() for path in sorted((tmp_path / name).iterdir())])
     assert written[0] == written[1]
+
+
+def stored_as(path: Path, tensor: Tensor) -> Stored:
+    save_file({"w": tensor}, path)
+    return Stored(path=path, name="w", entry=read_header(path)["w"])
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(40, 40), (3, 700), (700, 1)])
+def test_a_blank_weight_is_written_as_the_checkpoint_has_it(
+    tmp_path: Path, shape: tuple[int, int], kind: torch.dtype, flipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights_module, "_PIECE", 4096)
+    truth, blank = torch.randn(shape).to(kind), torch.full(shape, 7.0)
+    origin = stored_as(tmp_path / "one.safetensors", truth)
+    raw = blank.t() if flipped else blank
+    tensor = ir.tensor_adapters.TorchTensor(raw, name="w")
+    found = b"".join(pieces(origin, tensor))
+    expected = (truth.t() if flipped else truth).float().contiguous()
+    assert found == expected.numpy().tobytes()
+
+
+def test_a_blank_weight_goes_to_the_file_once(tmp_path: Path) -> None:
+    model, truth = Two(nn.Linear(32, 32), nn.Linear(32, 32)), torch.randn(32, 32)
+    expected = torch.relu(torch.ones(1, 4, 32) @ truth.t() + model.first.bias) @ truth.t() + model.second.bias
+    origin = stored_as(tmp_path / "one.safetensors", truth)
+    known = {model.first.weight.data_ptr(): origin, model.second.weight.data_ptr(): origin}
+    model.second.weight = model.first.weight
+    with WeightFile(tmp_path / "weights.data", known) as weights:
+        weights.save(lowered(model, weight_names(model)), tmp_path / "one.onnx")
+    assert len(weights.placed) == 1 and weights.placed[0].length == truth.nbytes
+    np.testing.assert_allclose(run(tmp_path / "one.onnx", torch.ones(1, 4, 32)), expected.detach().numpy(), atol=1e-4)
+
+
+def test_a_part_of_a_blank_weight_is_refused(tmp_path: Path) -> None:
+    blank = torch.zeros(40, 40)
+    origin = stored_as(tmp_path / "one.safetensors", torch.randn(40, 40))
+    with pytest.raises(ExportError, match=r"is read in part, as \[20, 40\]"):
+        list(pieces(origin, ir.tensor_adapters.TorchTensor(blank[:20], name="w")))
