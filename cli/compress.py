@@ -116,10 +116,12 @@ def _trained(training: dict[str, Any], report: dict[str, Any]) -> str:
     """What training did to its loss, and what came of it beside plain top-k."""
     loss, ours, plain = training["loss"], report["trained"], report["plain"]
     params = "".join(f", {name}={value}" for name, value in plain["params"].items())
+    guide = training.get("guide")
+    learned = "" if guide is None else f"learned from {guide['chosen']}, of {len(guide['kl'])} layers; "
     return (
-        f"{training['steps']} steps take the loss from {loss['start']:.4g} to {loss['end']:.4g}, on samples held out "
-        f"from {loss['held_out_before']:.4g} to {loss['held_out']:.4g}; on {report['samples']} of those the KL is "
-        f"{ours['kl']:.4g} with loyalty {ours['loyalty']:.1%}, plain top-k ({plain['method']}{params}) at "
+        f"{learned}{training['steps']} steps take the loss from {loss['start']:.4g} to {loss['end']:.4g}, on samples "
+        f"held out from {loss['held_out_before']:.4g} to {loss['held_out']:.4g}; on {report['samples']} of those the "
+        f"KL is {ours['kl']:.4g} with loyalty {ours['loyalty']:.1%}, plain top-k ({plain['method']}{params}) at "
         f"{plain['tokens']} tokens {plain['kl']:.4g} with {plain['loyalty']:.1%}"
     )
 

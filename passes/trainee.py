@@ -1,5 +1,6 @@
 """What a method may train on samples while the model stays frozen: a small module that scores tokens."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,12 +34,15 @@ class Trainee(ABC):
     after it; in training no token leaves: `gate` says how much of each is kept, and attention to the rest is damped.
 
     shapes: of the tensors by name; rate: of AdamW, where it begins to fall; teacher: site and tap of the unpruned
-    model that `loss` is shown; decides: whether training settles the counts too.
+    model that `loss` is shown; teachers: those among which samples choose it, shallow ones first, by what is lost where
+    the tokens that it values most are all that enters the language model; decides: whether training settles the counts
+    too.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     rate: float = 1e-3
     teacher: tuple[str, str] | None = None
+    teachers: tuple[tuple[str, str], ...] = ()
     decides: bool = False
 
     def __init__(self, method: Method, geometry: Geometry, tokens: int) -> None:
@@ -62,6 +66,16 @@ class Trainee(ABC):
     def stages(self, tensors: Mapping[str, Tensor]) -> tuple[Stage, ...]:
         """The method's stages with these tensors."""
         return self.method.stages(self.geometry, self.tokens, Frozen(tensors=tensors))
+
+    def under(self, teacher: tuple[str, str]) -> "Trainee":
+        """This, with `teacher`."""
+        one = copy.copy(self)
+        one.teacher = teacher
+        return one
+
+    def values(self, taught: Tensor) -> Tensor:
+        """What a teacher's tap says of every token, [1, n], higher means keep; for one that has `teachers`."""
+        raise NotImplementedError
 
     @abstractmethod
     def gate(self, score: Tensor, keep: int, done: float) -> Tensor:

@@ -20,7 +20,7 @@ from tokcarve.passes.text_blocks import causal_mask
 from tokcarve.passes.text_taps import TEXT_TAPS, Place
 from tokcarve.passes.trainee import Trainee, Trial
 
-__all__ = ["Lesson", "frozen", "lesson_of", "try_out"]
+__all__ = ["Lesson", "frozen", "lesson_of", "shown", "try_out"]
 
 LEAST = 1e-6
 """Added to a gate before its logarithm, so that a token that is dropped can come back."""
@@ -78,14 +78,14 @@ def try_out(
     logits = run.read(trainee.stages(tensors))
     found = torch.log_softmax(logits[0, lesson.length - 1 :].float(), dim=1)
     apart = (lesson.wanted.exp() * (lesson.wanted - found)).sum(dim=1).mean()
-    taught = None if trainee.teacher is None else _teach(graphs, lesson, *trainee.teacher)
+    taught = None if trainee.teacher is None else shown(graphs, lesson, [trainee.teacher])[0]
     return Trial(divergence=apart, alive=run.left, scores=run.scores, taught=taught)
 
 
 @torch.no_grad()
-def _teach(graphs: TokenGraphs, lesson: Lesson, site: str, tap: str) -> Tensor:
-    """What the unpruned model shows at a tap behind a language layer."""
-    return _Run(graphs, lesson, None, 1.0, "original").look(site, tap)
+def shown(graphs: TokenGraphs, lesson: Lesson, teachers: Sequence[tuple[str, str]]) -> list[Tensor]:
+    """What the unpruned model shows of a lesson at taps, each (site, tap) behind a language layer, in one pass."""
+    return _Run(graphs, lesson, None, 1.0, "original").look(teachers)
 
 
 @dataclass
@@ -127,12 +127,14 @@ class _Run:
         logits: Tensor = self.graphs.parts.head(self.graphs.parts.norm(self.hidden))
         return logits
 
-    def look(self, site: str, tap: str) -> Tensor:
-        """What a tap shows behind a layer."""
-        last = int(site.split(".")[2])
-        for layer in range(last + 1):
+    def look(self, wanted: Sequence[tuple[str, str]]) -> list[Tensor]:
+        """What taps show behind layers, (site, tap) each."""
+        asked = [(int(site.split(".")[2]), tap) for site, tap in wanted]
+        found = dict[tuple[int, str], Tensor]()
+        for layer in range(max(layer for layer, _ in asked) + 1):
             before, tables = self._step(layer)
-        return self._heard(tap, last, before, tables, None)
+            found |= {one: self._heard(one[1], layer, before, tables, None) for one in asked if one[0] == layer}
+        return [found[one] for one in asked]
 
     def _step(self, layer: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Runs a layer; what entered it, and its RoPE tables."""

@@ -19,7 +19,18 @@ from tokcarve.passes.stage import Frozen, Method, Stage
 from tokcarve.passes.taps import needs_cls
 from tokcarve.recipes.artifact import Artifact
 
-__all__ = ["carve", "method_of", "name_of", "params_of", "planned", "record", "rewritten", "router_of", "whole"]
+__all__ = [
+    "carve",
+    "method_of",
+    "name_of",
+    "params_of",
+    "planned",
+    "positioned",
+    "record",
+    "rewritten",
+    "router_of",
+    "whole",
+]
 
 
 def method_of(name: str, params: dict[str, Any]) -> Method:
@@ -66,11 +77,16 @@ def rewritten(
     graphs: TokenGraphs, method: Method, tokens: int, frozen: Frozen | None, positions: str = "renumbered"
 ) -> RewriteResult:
     """`graphs` carved by `method` down to `tokens`, with the embedding that the position policy asks for."""
+    return rewrite(positioned(graphs, positions), planned(method, graphs.geometry, tokens, frozen, positions))
+
+
+def positioned(graphs: TokenGraphs, positions: str) -> TokenGraphs:
+    """`graphs` with the embedding that the position policy asks for."""
+    if positions != "original":
+        return graphs
     geometry: Geometry = graphs.geometry
-    if positions == "original":
-        embedding = Embedding(graphs.parts.embed_tokens, geometry.image_token_id, total=geometry.total)
-        graphs = replace(graphs, embedding=embedding)
-    return rewrite(graphs, planned(method, geometry, tokens, frozen, positions))
+    embedding = Embedding(graphs.parts.embed_tokens, geometry.image_token_id, total=geometry.total)
+    return replace(graphs, embedding=embedding)
 
 
 def carve(model: Any, artifact: Artifact, tokens: int | None = None) -> RewriteResult:

@@ -7,8 +7,10 @@ Gives       score [batch, n], logits of the share of the question's attention th
 Cost        about 2 n P FLOPs for P parameters: a matrix product each, none of them quadratic in n.
 Differs     the two stages of training are one loss: the divergence of the softly pruned model from the full one on its
             own answer, and `guide` times (the divergence, in nats, of the softmax of the scores from what text rows
-            attend to at `guide_layer`, and a tenth of the mean square between them). Gates are sigmoids that sum to the
-            count and sharpen tenfold. Depth and widths are a third party's, the norms root mean square.
+            attend to at `guide_layer`, and a tenth of the mean square between them). Of the layers from two before the
+            middle to three quarters of the depth, samples take the one whose attention, as the choice of what enters,
+            leaves the model most like itself. Gates are sigmoids that sum to the count and sharpen tenfold. Depth and
+            widths are a third party's, the norms root mean square.
 Raises      MethodError without trained tensors, for a width that the heads do not divide, or a layer that is not there.
 """
 
@@ -26,13 +28,11 @@ from tokcarve.passes.trainee import Trainee, Trial, sharp
 
 __all__ = ["CoViPAL", "Scorer"]
 
-PUBLISHED = 16 / 28  # depth of the best layer to learn from
-
 
 @dataclass(frozen=True, kw_only=True)
 class CoViPAL(Method):
     """width: of the blocks (None: 512, or what the model has where that is less). guide, guide_layer: see the header;
-    0-based (None: the published one, scaled to the model's depth)."""
+    0-based (None: the one that samples choose)."""
 
     blocks: int = 4
     width: int | None = None
@@ -76,16 +76,22 @@ class Scorer(Trainee):
 
     def __init__(self, method: CoViPAL, geometry: Geometry, tokens: int) -> None:
         layers, hidden, heads = geometry.text.layers, geometry.text.hidden, method.heads
-        layer = round(PUBLISHED * layers) if method.guide_layer is None else method.guide_layer
-        if not 0 <= layer < layers:
-            raise MethodError(f"guide_layer={layer} of covipal is none of the {layers} layers; choose 0..{layers - 1}")
+        named = method.guide_layer
+        if named is not None and not 0 <= named < layers:
+            raise MethodError(f"guide_layer={named} of covipal is none of the {layers} layers; choose 0..{layers - 1}")
         width = min(512, hidden // heads * heads) if method.width is None else method.width
         if width < 1 or width % heads:
             raise MethodError(f"width={width} of covipal is no multiple of its {heads} heads; choose one that is")
         super().__init__(method, geometry, tokens)
         self.guide = method.guide
-        self.teacher = (f"language.layers.{layer}", "text_attention")
+        among = range(max(0, layers // 2 - 2), min(3 * layers // 4, layers - 1) + 1) if named is None else (named,)
+        self.teachers = tuple((f"language.layers.{layer}", "text_attention") for layer in among)
+        self.teacher = self.teachers[0]
         self.shapes = block_shapes(method.blocks, width, hidden)
+
+    def values(self, taught: Tensor) -> Tensor:
+        """What the text rows attend to, over all heads."""
+        return taught.sum(dim=(1, 2))
 
     def gate(self, score: Tensor, keep: int, done: float) -> Tensor:
         """Gates that sum to `keep`."""
@@ -94,7 +100,7 @@ class Scorer(Trainee):
     def loss(self, trial: Trial) -> Tensor:
         """The divergence, and how far the scores are from the attention that a deep layer pays."""
         assert trial.taught is not None
-        paid = trial.taught.sum(dim=(1, 2))
+        paid = self.values(trial.taught)
         share = paid / paid.sum(dim=1, keepdim=True).clamp_min(1e-12)
         guess = torch.log_softmax(trial.scores["connector"], dim=1)
         apart = (share * (share.clamp_min(1e-12).log() - guess)).sum()

@@ -21,6 +21,7 @@ from tokcarve.passes.stage import Frozen, Method
 from tokcarve.passes.trainee import Trainee, Trial
 from tokcarve.passes.training import frozen, lesson_of, try_out
 from tokcarve.recipes.calibration.bench import Bench
+from tokcarve.recipes.calibration.teach import taught
 from tokcarve.recipes.calibration.work import FIRST_TOKENS, Candidate, Worker
 from tokcarve.recipes.carve import name_of, params_of, rewritten
 
@@ -35,12 +36,13 @@ _LOSSES = "losses"
 
 
 def train(bench: Bench, method: Method, trainee: Trainee, tokens: int, positions: str) -> tuple[Frozen, dict[str, Any]]:
-    """The trained tensors, the counts that training settles, and a record: of the loss, and of the carved model on
-    samples held out beside plain top-k at the same mean count.
+    """The trained tensors, the counts that training settles, and a record: of the teacher where samples choose it, of
+    the loss, and of the carved model on samples held out beside plain top-k at the same mean count.
 
     MethodError where the loss is no number, SampleError for a run resumed under another plan.
     """
     steps = STEPS if bench.steps is None else bench.steps
+    trainee, guide = taught(bench, method, trainee, tokens, positions)
     worker = bench.runner.pool.here()
     course = _Course(bench, worker, trainee, positions)
     plan = [name_of(method), params_of(method), tokens, positions, steps, bench.set.seed]
@@ -53,7 +55,7 @@ def train(bench: Bench, method: Method, trainee: Trainee, tokens: int, positions
     span = max(1, steps // 8)
     loss = {"start": _mean(losses[:span]), "end": _mean(losses[-span:]), "held_out_before": first, "held_out": last}
     record: dict[str, Any] = {"tensors": {name: list(one.shape) for name, one in tensors.items()}, "counts": counts}
-    record["training"] = {"steps": steps, "loss": loss, "curve": _curve(losses)}
+    record["training"] = {"steps": steps, "loss": loss, "curve": _curve(losses)} | guide
     record["report"] = _report(bench, worker, method, tokens, made, positions)
     return made, record
 

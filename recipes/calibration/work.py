@@ -10,19 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokcarve.passes import families
+from tokcarve.passes import choose, families
 from tokcarve.passes.asking import Question, Reply, ask, likeness, surprise
 from tokcarve.passes.calibrate import observe, shared, tokens_at
 from tokcarve.passes.checkpoint import resolve
 from tokcarve.passes.errors import SampleError
 from tokcarve.passes.families.load import read_model
+from tokcarve.passes.graph import Seen
 from tokcarve.passes.inputs.samples import Sample, SampleReader, open_samples
 from tokcarve.passes.insert import RewriteResult, rewrite
 from tokcarve.passes.router import Glimpse
 from tokcarve.passes.stage import Decision, Frozen, Method
+from tokcarve.passes.training import lesson_of, shown
 from tokcarve.recipes.calibration.journal import Record, Task
 from tokcarve.recipes.calibration.questions import Asker
-from tokcarve.recipes.carve import method_of, rewritten
+from tokcarve.recipes.carve import method_of, positioned, rewritten
 
 __all__ = ["FIRST_TOKENS", "Candidate", "Job", "Worker"]
 
@@ -183,6 +185,21 @@ def _tried(worker: Worker, sample: int, candidates: list[Mapping[str, Any]]) -> 
     return {"tried": found}
 
 
+def _guided(worker: Worker, sample: int, candidate: Mapping[str, Any]) -> Record:
+    """KL of the full model on no more visual tokens than a candidate has, those that a teacher of its module values
+    most, teacher by teacher."""
+    one, full, question = Candidate(**candidate), worker.full(sample), worker.question(sample)
+    graphs, found = positioned(worker.graphs, one.positions), list[float]()
+    trainee = one.made.trainable(graphs.geometry, one.tokens)
+    assert trainee is not None
+    for taught in shown(graphs, lesson_of(graphs, question, full), trainee.teachers):
+        best = choose.top_in_order(trainee.values(taught), one.tokens)
+        seen = Seen(choose.take(full.seen.features, best), {"connector": best})
+        reply = ask(graphs, question, FIRST_TOKENS, full.tokens, seen)
+        found.append(likeness(full, reply, graphs.geometry.eos_token_ids).kl)
+    return {"kl": found}
+
+
 def _right(worker: Worker, sample: int, candidates: list[Mapping[str, Any]]) -> Record:
     """Whether each candidate, left to itself, gives the sample's answer; None for a sample without one."""
     answer = worker.sample(sample).answer
@@ -243,6 +260,7 @@ TASKS: dict[str, Callable[..., Record]] = {
     "cosine": _cosine,
     "looked": _looked,
     "tried": _tried,
+    "guided": _guided,
     "right": _right,
     "tokens": _tokens,
     "capture": _capture,

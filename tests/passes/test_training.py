@@ -21,7 +21,7 @@ from tokcarve.passes.methods.dyvte import DyVTE
 from tokcarve.passes.methods.vtc_cls import VtcCls
 from tokcarve.passes.stage import Frozen, Method, Stage
 from tokcarve.passes.trainee import Trainee, Trial, sharp
-from tokcarve.passes.training import Lesson, frozen, lesson_of, try_out
+from tokcarve.passes.training import Lesson, frozen, lesson_of, shown, try_out
 from tokcarve.recipes.carve import rewritten
 
 QUESTION = Question(pixel_values=pictures(1, seed=4), before=(1, 5, 9), after=(20, 31, 42, 7))
@@ -178,6 +178,18 @@ def test_the_teacher_is_the_unpruned_model() -> None:
     places = lesson.ids.shape[1] - TOTAL
     assert shown.shape == (1, 4, places, TOTAL)
     assert shown.sum(dim=(1, 3))[0].nonzero().flatten().tolist() == list(range(len(QUESTION.after)))
+
+
+def test_several_teachers_show_what_each_shows_alone() -> None:
+    graphs = graphs_of()
+    lesson = taught(graphs)[1]
+    asked = [
+        (f"language.layers.{layer}", tap)
+        for layer, tap in ((2, "text_attention"), (0, "visual_keys"), (2, "visual_keys"))
+    ]
+    alone = [shown(graphs, lesson, [one])[0] for one in asked]
+    assert all(torch.equal(one, two) for one, two in zip(shown(graphs, lesson, asked), alone, strict=True))
+    assert not torch.equal(alone[1], alone[2])
 
 
 class Bad(Switch):

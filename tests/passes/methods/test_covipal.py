@@ -1,6 +1,7 @@
 """CoViPAL: its transformer by hand and by loops, what it hears, its loss, and what it refuses."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -154,8 +155,23 @@ def test_shapes_follow_the_model() -> None:
     shapes = scorer().shapes
     assert shapes["v_in.weight"] == (48, 48) and shapes["blocks.3.mlp.up.weight"] == (96, 48)
     assert scorer(width=16, blocks=1).shapes["v_in.weight"] == (16, 48)
-    assert scorer().teacher == ("language.layers.2", "text_attention")
+    assert scorer(guide_layer=2).teacher == ("language.layers.2", "text_attention")
     assert CoViPAL().trainable(families.capture(build()).geometry, TOTAL) is None
+
+
+@pytest.mark.parametrize(
+    ("layers", "first", "last"), [(1, 0, 0), (3, 0, 2), (4, 0, 3), (6, 1, 4), (28, 12, 21), (32, 14, 24)]
+)
+def test_layers_to_learn_from(layers: int, first: int, last: int) -> None:
+    geometry = families.capture(build()).geometry
+    deep = replace(geometry, text=replace(geometry.text, layers=layers))
+    among = [(f"language.layers.{layer}", "text_attention") for layer in range(first, last + 1)]
+    found = CoViPAL().trainable(deep, 16)
+    assert found is not None and list(found.teachers) == among and found.teacher == among[0]
+    under = found.under(among[-1])
+    assert under.teacher == among[-1] and found.teacher == among[0] and under.shapes == found.shapes
+    named = CoViPAL(guide_layer=0).trainable(deep, 16)
+    assert named is not None and named.teachers == (("language.layers.0", "text_attention"),)
 
 
 @pytest.mark.parametrize("frozen", [None, Frozen(), Frozen(counts={"connector": 16})])
