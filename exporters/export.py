@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokcarve.exporters.device.face import FACE_DIRECTORY, BudgetSide, OrtFace, Side, StoredTensor, file_record, seal
+from tokcarve.exporters.device.face import (
+    FACE_DIRECTORY,
+    BudgetSide,
+    FaceFile,
+    OrtFace,
+    Side,
+    StoredTensor,
+    file_record,
+    seal,
+)
 from tokcarve.exporters.graph_file import GraphFile, graph_file_of
 from tokcarve.exporters.modules import Shapes
 from tokcarve.exporters.onnx import OPSET, lower, weight_names
@@ -71,10 +80,10 @@ def export_ort(
         # the device runtime, which proves the export, expects the layout of an artifact
         stage = work / FACE_DIRECTORY
         stage.mkdir(parents=True)
-        graphs, tensors = _write_graphs(source, stage, tell)
+        graphs, tensors, weights = _write_graphs(source, stage, tell)
         draft = _record(source, tensors)
         proof = prove(source, draft, work, stage, graphs, trt, tell)
-        files = {path.relative_to(stage).as_posix(): file_record(path) for path in _files(stage)}
+        files = {name: file_record(stage / name) for name in _files(stage) if name != _WEIGHTS} | {_WEIGHTS: weights}
         record = draft.model_copy(update={"files": files, "checks": proof.records, "not_checked": proof.not_checked})
         write_file(stage / "export.json", seal(record))
         for path in list(stage.iterdir()):
@@ -122,7 +131,9 @@ def _check_room(weight_bytes: int, directory: Path) -> None:
         )
 
 
-def _write_graphs(source: Source, stage: Path, tell: Progress) -> tuple[tuple[GraphFile, ...], dict[str, StoredTensor]]:
+def _write_graphs(
+    source: Source, stage: Path, tell: Progress
+) -> tuple[tuple[GraphFile, ...], dict[str, StoredTensor], FaceFile]:
     names = weight_names(source.model)
     table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
     pieces = list(source.pieces())
@@ -141,7 +152,7 @@ def _write_graphs(source: Source, stage: Path, tell: Progress) -> tuple[tuple[Gr
             )
             size = weights.save(model, stage / name)
             written.append(graph_file_of(name, model, size, time.perf_counter() - started))
-    return tuple(written), _stored(weights.placed)
+    return tuple(written), _stored(weights.placed), weights.record
 
 
 def _stored(placed: Sequence[Placed]) -> dict[str, StoredTensor]:
@@ -153,8 +164,8 @@ def _stored(placed: Sequence[Placed]) -> dict[str, StoredTensor]:
     return found
 
 
-def _files(stage: Path) -> list[Path]:
-    return sorted(path for path in stage.rglob("*") if path.is_file())
+def _files(stage: Path) -> list[str]:
+    return sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
 
 
 def _record(source: Source, tensors: dict[str, StoredTensor]) -> OrtFace:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from tokcarve.exporters.device.face import FaceFile
 from tokcarve.exporters.tensors import SMALL, address, identity
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.blank import Stored
@@ -48,17 +50,25 @@ class WeightFile:
     def __init__(self, path: Path, stored: Mapping[int, Stored] | None = None) -> None:
         self.path, self.stored = path, stored if stored is not None else {}
         self.placed: list[Placed] = []
+        self._written = 0
         self._by_identity: dict[Any, tuple[ir.TensorProtocol, Placed]] = {}
         self._by_content: dict[Any, Placed] = {}
 
     def __enter__(self) -> "WeightFile":
-        self._file = self.path.open("wb")
+        self._file, self._whole = self.path.open("wb"), hashlib.sha256()
+        self._hashing = ThreadPoolExecutor(max_workers=1)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._hashing.shutdown()
         self._file.close()
+
+    @property
+    def record(self) -> FaceFile:
+        """Size and SHA-256 of what was written so far, which need not be read again for it."""
+        return FaceFile(bytes=self._written, sha256=self._whole.hexdigest())
 
     def flush(self) -> None:
         """Make what was written readable by others."""
@@ -112,15 +122,25 @@ class WeightFile:
 
     def _write(self, parts: Iterable[memoryview], name: str) -> Placed:
         parts = iter(parts)
-        first = next(parts)
-        self._file.write(b"\0" * (-self._file.tell() % (_PAGE if len(first) >= _LARGE else ALIGNMENT)))
-        offset, digest = self._file.tell(), hashlib.sha256()
+        first, digest = next(parts), hashlib.sha256()
+        self._append(memoryview(b"\0" * (-self._written % (_PAGE if len(first) >= _LARGE else ALIGNMENT))))
+        offset = self._written
         for part in itertools.chain([first], parts):
-            self._file.write(part)
-            digest.update(part)
-        length = self._file.tell() - offset
-        self.placed.append(Placed(name=name, offset=offset, length=length, sha256=digest.hexdigest()))
+            self._append(part, digest)
+        self.placed.append(Placed(name=name, offset=offset, length=self._written - offset, sha256=digest.hexdigest()))
         return self.placed[-1]
+
+    def _append(self, part: memoryview, *digests: Any) -> None:
+        """Writes while another thread takes the hashes."""
+
+        def update() -> None:
+            for digest in (self._whole, *digests):
+                digest.update(part)
+
+        done = self._hashing.submit(update)
+        self._file.write(part)
+        self._written += len(part)
+        done.result()
 
 
 def pieces(origin: Stored, tensor: ir.TensorProtocol) -> Iterator[memoryview]:

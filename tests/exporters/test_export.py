@@ -14,7 +14,7 @@ from tokcarve.exporters import export as exporting
 from tokcarve.exporters import prove as proving
 from tokcarve.exporters import source
 from tokcarve.exporters.device.compare import Check
-from tokcarve.exporters.device.face import FACE_DIRECTORY, check_files, read_face
+from tokcarve.exporters.device.face import FACE_DIRECTORY, FaceFile, check_files, read_face
 from tokcarve.exporters.export import ExportResult, export_ort
 from tokcarve.exporters.recheck import recheck
 from tokcarve.passes.errors import ArtifactError, CheckError, ExportError
@@ -85,7 +85,7 @@ def test_an_existing_export_is_left_alone(artifact: Path) -> None:
 def test_a_check_that_fails_leaves_the_old_export(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (artifact / FACE_DIRECTORY).iterdir()}
     bad = Check(name="weights", passed=False, detail="they differ")
-    monkeypatch.setattr(exporting, "_write_graphs", lambda *args: ((), {}))
+    monkeypatch.setattr(exporting, "_write_graphs", lambda *args: ((), {}, FaceFile(bytes=0, sha256="")))
     monkeypatch.setattr(proving.verify, "check_weights", lambda *args: bad)
     with pytest.raises(CheckError, match="they differ"):
         make_export(artifact, force=True)
