@@ -11,6 +11,7 @@ import resource
 import struct
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,10 +21,11 @@ import tokcarve
 from tokcarve.passes import families
 
 SHARD_BYTES = 5 * 10**9
+Fill = Callable[[int], bytes]
 
 
-def write_sparse_checkpoint(directory: Path) -> int:
-    """Headers for every tensor, holes for their bytes; returns the bytes a real checkpoint would hold."""
+def write_checkpoint(directory: Path, fill: Fill | None = None) -> int:
+    """Headers for every tensor and what `fill` makes of so many bytes, or holes; returns the bytes of all tensors."""
     shape = llava(llama_7b(), 32000)
     shape.save_pretrained(directory)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
@@ -38,15 +40,15 @@ def write_sparse_checkpoint(directory: Path) -> int:
     weight_map, total = {}, 0
     for i, tensors in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        total += write_sparse_shard(directory / file, tensors)
+        total += write_shard(directory / file, tensors, fill)
         weight_map |= dict.fromkeys(tensors, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return total
 
 
-def write_sparse_shard(path: Path, tensors: dict[str, tuple[int, ...]]) -> int:
-    """One fp16 shard whose data is a hole; returns its data bytes."""
+def write_shard(path: Path, tensors: dict[str, tuple[int, ...]], fill: Fill | None) -> int:
+    """One fp16 shard, its data a hole or filled tensor by tensor; returns its data bytes."""
     header, offset = {}, 0
     for name, shape in tensors.items():
         size = 2 * int(torch.Size(shape).numel())
@@ -56,6 +58,9 @@ def write_sparse_shard(path: Path, tensors: dict[str, tuple[int, ...]]) -> int:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
+        for entry in header.values() if fill is not None else ():
+            start, end = entry["data_offsets"]
+            file.write(fill(end - start))
         file.truncate(8 + len(text) + offset)
     return offset
 
@@ -65,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place) / "llava-7b"
         directory.mkdir()
-        total = write_sparse_checkpoint(directory)
+        total = write_checkpoint(directory)
         print(f"checkpoint of {total / 1e9:.1f} GB in {directory.name}; allowed: 20 s, 2.0 GiB")
         for method in ("flowcut", "vtc_cls"):
             start = time.perf_counter()

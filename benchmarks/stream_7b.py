@@ -1,0 +1,63 @@
+"""`export` of a 7B-shaped checkpoint of random fp16 weights: seconds beside `cp` of its shards, and peak memory.
+
+    python benchmarks/stream_7b.py [--method fastv] [--place DIR]
+
+Writes about four times 14 GB into a temporary directory below DIR. The checkpoint is made shard by shard, copied, carved
+and exported, each in a process of its own; the page cache is as the step before left it.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from sparse_7b import write_checkpoint
+
+
+def small_numbers(rng: np.random.Generator, size: int) -> bytes:
+    """Random fp16 numbers of either sign, from 0.002 to 0.03 in size."""
+    bits = rng.integers(0, 2**16, size // 2, np.uint16)
+    return ((bits & 0x8FFF) | 0x1800).astype(np.uint16).tobytes()
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """Seconds, and the largest resident GiB of any process so far."""
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+
+
+def main() -> None:
+    """Print one row per step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default="fastv")
+    parser.add_argument("--place", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.place) as folder:
+        base, copy, out = (Path(folder) / name for name in ("base", "copy", "out"))
+        base.mkdir()
+        rng = np.random.default_rng(0)
+        total = write_checkpoint(base, lambda size: small_numbers(rng, size))
+        print(
+            f"checkpoint of {total / 1e9:.1f} GB of random fp16 numbers\n\n| step | seconds | written GB | peak GiB |"
+        )
+        print("|---|--:|--:|--:|", flush=True)
+        seconds, peak = timed(["cp", "-r", str(base), str(copy)])
+        subprocess.run(["rm", "-r", str(copy)], check=True)
+        print(f"| cp of the shards | {seconds:.0f} | {total / 1e9:.1f} | {peak:.2f} |", flush=True)
+        verbs = {
+            "compress": ["compress", str(base), "--method", options.method, "--tokens", "64", "--out", str(out)],
+            "export": ["export", str(out)],
+        }
+        for verb, words in verbs.items():
+            seconds, peak = timed([sys.executable, "-m", "tokcarve.cli", *words])
+            written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9
+            print(f"| {verb} | {seconds:.0f} | {written:.1f} | {peak:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
