@@ -2,8 +2,8 @@
 
     python benchmarks/stream_7b.py [--method fastv] [--place DIR]
 
-Writes about four times 14 GB into a temporary directory below DIR. The checkpoint is made shard by shard, copied, carved
-and exported, each in a process of its own; the page cache is as the step before left it.
+Writes up to 42 GB into a temporary directory below DIR. The checkpoint is made shard by shard, copied, carved and
+exported, each in a process of its own; the page cache is as the step before left it.
 """
 
 import argparse
