@@ -13,6 +13,8 @@ from typing import Any
 
 from tokcarve.exporters.device.face import (
     FACE_DIRECTORY,
+    RECORD,
+    WEIGHTS,
     BudgetSide,
     FaceFile,
     OrtFace,
@@ -36,7 +38,6 @@ from tokcarve.recipes.atomic import replace_directory, write_file
 __all__ = ["ExportResult", "GraphFile", "export_ort"]
 
 Progress = Callable[[str, int, int], None]
-_WEIGHTS = "weights.data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,9 @@ def export_ort(
         graphs, tensors, weights = _write_graphs(source, stage, tell)
         draft = _record(source, tensors)
         proof = prove(source, draft, work, stage, graphs, trt, tell)
-        files = {name: file_record(stage / name) for name in _files(stage) if name != _WEIGHTS} | {_WEIGHTS: weights}
+        files = {name: file_record(stage / name) for name in _files(stage) if name != WEIGHTS} | {WEIGHTS: weights}
         record = draft.model_copy(update={"files": files, "checks": proof.records, "not_checked": proof.not_checked})
-        write_file(stage / "export.json", seal(record))
+        write_file(stage / RECORD, seal(record))
         for path in list(stage.iterdir()):
             path.rename(work / path.name)
         shutil.rmtree(work / FACE_DIRECTORY.parts[0])
@@ -94,7 +95,7 @@ def export_ort(
         directory=place,
         record=record,
         graphs=graphs,
-        weight_bytes=record.files[_WEIGHTS].bytes,
+        weight_bytes=record.files[WEIGHTS].bytes,
         seconds=time.perf_counter() - started,
         trt=proof.trt,
     )
@@ -138,7 +139,7 @@ def _write_graphs(
     table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
     pieces = list(source.pieces())
     written = []
-    with WeightFile(stage / _WEIGHTS, source.stored) as weights:
+    with WeightFile(stage / WEIGHTS, source.stored) as weights:
         for done, (name, piece) in enumerate(pieces):
             tell("writing graphs", done, len(pieces))
             started = time.perf_counter()

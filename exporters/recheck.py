@@ -6,13 +6,14 @@ What `export` compared with the model in torch is compared with what it recorded
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from tokcarve.exporters.device.compare import Asked, Check, Said, check_numbers, check_power, read_golden
 from tokcarve.exporters.device.face import (
     FACE_DIRECTORY,
+    RECORD,
     ROUTER,
+    WEIGHTS,
     OrtFace,
     check_origin,
     file_record,
@@ -26,8 +27,6 @@ from tokcarve.recipes.artifact import read_artifact
 __all__ = ["Report", "recheck"]
 
 Progress = Callable[[str, int, int], None]
-RECORD = "export.json"
-WEIGHTS = "weights.data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +102,11 @@ def _changed(path: Path, record: OrtFace) -> str:
 
 def _rules(graphs: Sequence[Path], left: list[str], trt: bool, tell: Progress) -> Iterator[Check]:
     """ONNX's rules and TensorRT's, as far as what checks them is installed."""
-    if find_spec("onnx") is None:
-        left.append("ONNX rules and constant shapes: onnx is not installed (pip install 'tokcarve[compress]')")
-    else:
+    try:
         from tokcarve.exporters.wellformed import check_graph
-
+    except ModuleNotFoundError as error:
+        left.append(f"ONNX rules and constant shapes: {error.name} is not installed (pip install 'tokcarve[compress]')")
+    else:
         for done, graph in enumerate(graphs):
             tell("checking graphs", done, len(graphs))
             yield check_graph(graph)

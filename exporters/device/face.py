@@ -20,7 +20,9 @@ from tokcarve.recipes.manifest import CheckRecord, Manifest, RouterRecord
 __all__ = [
     "BASELINE",
     "FACE_DIRECTORY",
+    "RECORD",
     "ROUTER",
+    "WEIGHTS",
     "BudgetSide",
     "FaceFile",
     "OrtFace",
@@ -37,6 +39,8 @@ __all__ = [
 FACE_DIRECTORY = Path("export") / "ort"
 BASELINE = "baseline."
 """Prefix of the unpruned model's graphs, which lie beside the pruned ones: weights must be in a graph's own folder."""
+RECORD, WEIGHTS = "export.json", "weights.data"
+"""The record of a face, and the one file with the weights of all its graphs."""
 ROUTER = "router"
 """The graph of a budget set that predicts from pixels what each budget loses."""
 _HASHED_UP_TO = 64 * 2**20
@@ -155,7 +159,7 @@ def read_face(artifact: Path) -> OrtFace:
 
     Raises ExportError if there is none, ArtifactError if it is not one of ours, of a newer format or edited.
     """
-    path = artifact / FACE_DIRECTORY / "export.json"
+    path = artifact / FACE_DIRECTORY / RECORD
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

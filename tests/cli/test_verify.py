@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from device_shell import on_a_device
 from exported import MAX_NEW, MAX_TEXT, make_artifact, make_export
 from typer.testing import CliRunner, Result
 
@@ -62,6 +63,14 @@ def test_people_see_what_held(true: Path) -> None:
     done = verify(true)
     assert done.exit_code == 0 and "passed" in done.stdout and "failed" not in done.stdout
     assert "8 files" in done.stdout and "equal on" in done.stdout
+
+
+def test_it_runs_without_torch_transformers_and_onnx(true: Path) -> None:
+    done = on_a_device("verify", true, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["passed"] and "pruned: greedy tokens" in {check["name"] for check in said["checks"]}
+    assert any("onnx is not installed" in text for text in said["not_checked"])
 
 
 def test_tensorrt_is_asked_when_told(true: Path) -> None:
