@@ -38,12 +38,13 @@ def opened(samples: str, count: int) -> Bench:
 
 def unseen(folder: Path, count: int) -> Bench:
     """A bench on one question each about evaluation scenes, which are written to `folder`."""
-    lines, seen = list[str](), set[int]()
+    lines, seen = list[str](), set[bytes]()
     for sample in evaluation():
         if len(lines) == count:
             break
-        if id(sample.image) not in seen:
-            seen.add(id(sample.image))
+        picture = sample.image.tobytes()
+        if picture not in seen:
+            seen.add(picture)
             name = f"{len(lines)}.png"
             sample.image.save(folder / name)
             lines.append(json.dumps({"image": name, "prompt": sample.question, "answer": sample.answer}))
