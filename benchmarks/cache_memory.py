@@ -16,9 +16,10 @@ from shapes import llava
 from transformers import LlamaConfig, LlavaForConditionalGeneration
 
 import tokcarve
-from tokcarve.exporters.device.face import read_face
+from tokcarve.exporters.device.face import read_export
 from tokcarve.exporters.device.memory import measure_memory
-from tokcarve.exporters.export import export_ort
+from tokcarve.exporters.export import export_artifact
+from tokcarve.exporters.faces.kind import Request
 from tokcarve.passes.flops import kv_bytes
 
 MIB = 2.0**20
@@ -57,8 +58,8 @@ def main() -> None:
         for method in options.methods:
             out = Path(folder) / method
             tokcarve.compress(str(checkpoint), method=method, tokens=options.tokens, out=out)
-            export_ort(out, batch=options.batch, max_text=64, max_new=64)
-            face = read_face(out)
+            export_artifact(out, Request(batch=options.batch, max_text=64, max_new=64))
+            face = read_export(out)
             sides = (face.pruned, face.baseline)
             kv = [face.batch * kv_bytes(face.geometry.text, side.capacities, element=4) / MIB for side in sides]
             peak = [measure_memory(out, baseline=whole, threads=1).peak_mib for whole in (False, True)]

@@ -17,7 +17,8 @@ from transformers import LlavaForConditionalGeneration
 
 import tokcarve
 from tokcarve.exporters.device.profile import profile
-from tokcarve.exporters.export import export_ort
+from tokcarve.exporters.export import export_artifact
+from tokcarve.exporters.faces.kind import Request
 from tokcarve.recipes.artifact import read_artifact
 
 METHODS = {
@@ -52,7 +53,7 @@ def measure(checkpoint: Path, place: Path, method: str, options: argparse.Namesp
     if not (out / "export").is_dir():
         params = METHODS[method]
         tokcarve.compress(str(checkpoint), method=method, tokens=options.tokens, params=params, out=out, force=True)
-        export_ort(out, max_text=options.max_text, max_new=16)
+        export_artifact(out, Request(max_text=options.max_text, max_new=16))
     artifact = read_artifact(out)
     found = profile(artifact.directory, artifact.manifest.schedule, repeats=options.repeats, warm_up=2)
     encoder, prefill, first = (found.stages[name] for name in ("encoder", "prefill", "first_token"))

@@ -19,7 +19,10 @@ def export(
     batch: Annotated[int, typer.Option(help="Images per run, fixed in the graphs.")] = 1,
     max_text: Annotated[int, typer.Option(help="Most text tokens in a prompt.")] = 64,
     max_new: Annotated[int, typer.Option(help="Most tokens in an answer.")] = 64,
-    trt: Annotated[bool, typer.Option("--trt", help="Check for TensorRT; build engines or the script for it.")] = False,
+    face: Annotated[str, typer.Option(help="Layouts to write, with commas between them, or all.")] = "ort",
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Also --face trt: check for TensorRT; build engines or the script.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -28,12 +31,14 @@ def export(
 
     place = artifact if artifact is not None else last()
 
-    from tokcarve.exporters.export import export_ort
+    from tokcarve.exporters.export import export_artifact
+    from tokcarve.exporters.faces import FACES
+    from tokcarve.exporters.faces.kind import Request
 
+    names = list(FACES) if face == "all" else [name.strip() for name in face.split(",")] + ["trt"] * trt
+    request = Request(faces=tuple(dict.fromkeys(names)), batch=batch, max_text=max_text, max_new=max_new)
     with progress_bars() as progress:
-        result = export_ort(
-            place, batch=batch, max_text=max_text, max_new=max_new, trt=trt, force=force, progress=progress
-        )
+        result = export_artifact(place, request, force=force, progress=progress)
     if as_json:
         emit_json("export", _plain(result))
     else:
@@ -41,9 +46,8 @@ def export(
 
 
 def _plain(result: "ExportResult") -> dict[str, Any]:
-    trt = None
-    if result.trt is not None:
-        trt = {"said": result.trt.said, "engines": list(result.trt.engines), "script": result.trt.script}
+    found = result.proofs.get("trt")
+    trt = None if found is None else {"said": found.said, "engines": list(found.engines), "script": found.script}
     return {
         "directory": str(result.directory),
         "seconds": round(result.seconds, 2),
@@ -55,15 +59,18 @@ def _plain(result: "ExportResult") -> dict[str, Any]:
 
 
 def _print(result: "ExportResult", place: Path) -> None:
+    from tokcarve.exporters.device.session import STATIC
+
     record = result.record
     facts = {
         "shapes": f"batch {record.batch}, {record.pruned.tokens} of {record.total} visual tokens, up to "
         f"{record.max_text} text tokens and {record.max_new} new ones, all constant",
         "budgets": f"{', '.join(map(str, record.counts))} tokens, by router.onnx" if record.counts else None,
         "format": f"ONNX opset {record.opset}, {record.dtype}",
-        "weights": f"weights.data, {result.weight_bytes / 2**20:.1f} MiB, shared by all graphs",
+        "weights": f"onnx/weights.data, {result.weight_bytes / 2**20:.1f} MiB, shared by all graphs",
         "time": f"{result.seconds:.1f} s",
-        "TensorRT": None if result.trt is None else result.trt.said,
+        "faces": ", ".join(record.faces),
+        **{name: proof.said for name, proof in result.proofs.items()},
         "not checked": "; ".join(record.not_checked) or None,
     }
     print_facts(str(result.directory), facts)
@@ -72,4 +79,5 @@ def _print(result: "ExportResult", place: Path) -> None:
     print_table(
         "checks, all passed", ("check", "found"), checked_rows([(check.name, check.detail) for check in record.checks])
     )
-    print_line(f"next: tokcarve run {place} --image IMAGE --prompt TEXT, or tokcarve profile {place}")
+    if STATIC & set(record.faces):
+        print_line(f"next: tokcarve run {place} --image IMAGE --prompt TEXT, or tokcarve profile {place}")

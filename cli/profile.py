@@ -36,14 +36,14 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Time the exported graphs beside the unpruned model's, in turn, and say what was gained."""
-    from tokcarve.exporters.device.face import check_origin, read_face
+    from tokcarve.exporters.device.face import check_origin, read_export
     from tokcarve.exporters.device.profile import profile as measure
     from tokcarve.exporters.device.profile import rounds
     from tokcarve.exporters.device.profile_set import profile_set, set_rounds
     from tokcarve.recipes.artifact import last, read_artifact
 
     found = read_artifact(artifact if artifact is not None else last())
-    check_origin(found.directory, read_face(found.directory), found.manifest)
+    check_origin(found.directory, read_export(found.directory), found.manifest)
     several = len(found.manifest.counts) if found.manifest.router is not None else 0
     total = set_rounds(repeats, warm_up, several) if several else rounds(repeats, warm_up)
     with progress_bars() as progress:

@@ -87,11 +87,11 @@ def _with_ort(
 
 def _routed(found: "Artifact", picture: "Image", threads: int | None, wish: "Wish") -> "Choice | None":
     """What the exported router chooses for an image; None where there is nothing to choose."""
-    from tokcarve.exporters.device.face import check_origin, read_face
+    from tokcarve.exporters.device.face import check_origin, read_export
     from tokcarve.exporters.device.route import route_in_ort
     from tokcarve.passes.inputs.images import load_image_processor
 
-    check_origin(found.directory, read_face(found.directory), found.manifest)
+    check_origin(found.directory, read_export(found.directory), found.manifest)
     if wish.named(found.manifest) is not None:
         return None
     pixels = load_image_processor(found.processor)([picture])

@@ -1,108 +1,112 @@
-"""An artifact into its `ort` face: eight ONNX graphs, one weight file, golden samples, and the record of the proof.
+"""An artifact into an export: the graphs of the faces asked for over one weight file, golden samples, and the proof.
 
-A budget set adds four graphs per further budget, which read the same weights, and a router. Weights go from the
-checkpoint to the weight file one by one, so that a model need not fit into memory.
+Weights go from the checkpoint to the weight file one by one, so that a model need not fit into memory.
 """
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokcarve.exporters.device.face import (
-    FACE_DIRECTORY,
+    EXPORT,
+    FOLDER,
     RECORD,
     WEIGHTS,
     BudgetSide,
+    ExportRecord,
     FaceFile,
-    OrtFace,
     Side,
     StoredTensor,
     file_record,
     seal,
 )
+from tokcarve.exporters.faces import FACES
+from tokcarve.exporters.faces.kind import FaceKind, Proof, Request, Work
+from tokcarve.exporters.golden import save_golden
 from tokcarve.exporters.graph_file import GraphFile, graph_file_of
-from tokcarve.exporters.modules import Shapes
+from tokcarve.exporters.modules import FaceGraph, Shapes
 from tokcarve.exporters.onnx import OPSET, lower, weight_names
 from tokcarve.exporters.prove import prove
-from tokcarve.exporters.source import Source, load_source
-from tokcarve.exporters.trt import TrtOutcome
+from tokcarve.exporters.source import Source, load_source, read_source
 from tokcarve.exporters.weights import Placed, WeightFile
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.recipes.artifact import Artifact, read_artifact
 from tokcarve.recipes.atomic import replace_directory, write_file
+from tokcarve.recipes.manifest import CheckRecord
 
-__all__ = ["ExportResult", "GraphFile", "export_ort"]
+__all__ = ["ExportResult", "GraphFile", "export_artifact"]
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """What was written and proven. `trt` is None unless TensorRT was asked for."""
+    """What was written and proven; `proofs` by the name of a face, and under "" what all of them share."""
 
     directory: Path
-    record: OrtFace
+    record: ExportRecord
     graphs: tuple[GraphFile, ...]
-    weight_bytes: int
+    proofs: Mapping[str, Proof]
     seconds: float
-    trt: TrtOutcome | None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the one weight file."""
+        return self.record.files[f"{FOLDER}/{WEIGHTS}"].bytes
 
 
-def export_ort(
-    artifact: str | Path,
-    *,
-    batch: int = 1,
-    max_text: int = 64,
-    max_new: int = 64,
-    trt: bool = False,
-    force: bool = False,
-    progress: Progress | None = None,
+def export_artifact(
+    artifact: str | Path, request: Request | None = None, *, force: bool = False, progress: Progress | None = None
 ) -> ExportResult:
-    """Write ARTIFACT/export/ort for prompts of up to `max_text` text tokens and answers of up to `max_new` tokens.
+    """Write ARTIFACT/export as `request` has it.
 
     Everything is proven before it takes its place; a CheckError says what did not hold, and then nothing is written.
-    Raises ExportError for sizes the model cannot serve, an existing export without `force` and a full disk, and what
-    reading an artifact raises.
+    Raises ExportError for unknown faces and those that cannot carry the artifact, sizes that the model cannot serve, an
+    existing export without `force` and a full disk, and what reading an artifact raises.
     """
     started = time.perf_counter()
     tell = progress if progress is not None else lambda what, done, total: None
+    request = request if request is not None else Request()
+    kinds = _kinds(request.faces)
     found = read_artifact(Path(artifact))
-    place = found.directory / FACE_DIRECTORY
-    _check_request(found, place, batch=batch, max_text=max_text, max_new=max_new, force=force)
+    place = found.directory / EXPORT
+    _check_request(found, place, kinds, request, force)
     tell("reading weights", 0, 1)
-    source = load_source(found, batch=batch, max_text=max_text, max_new=max_new)
+    source = load_source(found, batch=request.batch, max_text=request.max_text, max_new=request.max_new)
     tell("reading weights", 1, 1)
     _check_room(source.bytes, found.directory)
-    with replace_directory(place) as work:
+    with replace_directory(place) as root:
         # the device runtime, which proves the export, expects the layout of an artifact
-        stage = work / FACE_DIRECTORY
-        stage.mkdir(parents=True)
-        graphs, tensors, weights = _write_graphs(source, stage, tell)
-        draft = _record(source, tensors)
-        proof = prove(source, draft, work, stage, graphs, trt, tell)
-        files = {name: file_record(stage / name) for name in _files(stage) if name != WEIGHTS} | {WEIGHTS: weights}
-        record = draft.model_copy(update={"files": files, "checks": proof.records, "not_checked": proof.not_checked})
+        stage = root / EXPORT
+        (stage / FOLDER).mkdir(parents=True)
+        work, weights = _write(root, source, request, kinds, tell)
+        for kind in kinds:
+            kind.complete(work)
+        proofs = prove(work, kinds, tell)
+        record = _finish(work, weights, proofs)
         write_file(stage / RECORD, seal(record))
         for path in list(stage.iterdir()):
-            path.rename(work / path.name)
-        shutil.rmtree(work / FACE_DIRECTORY.parts[0])
-    tell("checking", 3, 3)
+            path.rename(root / path.name)
+        stage.rmdir()
     return ExportResult(
-        directory=place,
-        record=record,
-        graphs=graphs,
-        weight_bytes=record.files[WEIGHTS].bytes,
-        seconds=time.perf_counter() - started,
-        trt=proof.trt,
+        directory=place, record=record, graphs=work.graphs, proofs=proofs, seconds=time.perf_counter() - started
     )
 
 
-def _check_request(artifact: Artifact, place: Path, *, batch: int, max_text: int, max_new: int, force: bool) -> None:
-    for name, value, least in (("batch", batch, 1), ("max-text", max_text, 4), ("max-new", max_new, 1)):
+def _kinds(names: Sequence[str]) -> list[FaceKind]:
+    unknown = [name for name in names if name not in FACES]
+    if unknown or not names:
+        raise ExportError(f"no face {unknown[0] if unknown else ''!r}; give one or more of {', '.join(FACES)}, or all")
+    return [kind for name, kind in FACES.items() if name in names]
+
+
+def _check_request(artifact: Artifact, place: Path, kinds: Sequence[FaceKind], request: Request, force: bool) -> None:
+    max_text, max_new = request.max_text, request.max_new
+    for name, value, least in (("batch", request.batch, 1), ("max-text", max_text, 4), ("max-new", max_new, 1)):
         if value < least:
             raise ExportError(f"--{name} {value} is too small; give {least} or more")
     geometry: Geometry = artifact.manifest.geometry
@@ -118,6 +122,10 @@ def _check_request(artifact: Artifact, place: Path, *, batch: int, max_text: int
             f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} rows, "
             f"more than the model's attention window of {window}; give less text or fewer new tokens"
         )
+    for kind in kinds:
+        refusal = kind.refuses(artifact, request)
+        if refusal is not None:
+            raise ExportError(refusal)
     if place.exists() and not force:
         raise ExportError(f"{place} exists; pass --force to replace it")
 
@@ -132,15 +140,39 @@ def _check_room(weight_bytes: int, directory: Path) -> None:
         )
 
 
+def _write(
+    root: Path, source: Source, request: Request, kinds: Sequence[FaceKind], tell: Progress
+) -> tuple[Work, FaceFile]:
+    """Graphs and weights, then golden samples, of which no more is known than that torch made them."""
+    pieces = dict(piece for kind in kinds for piece in kind.pieces(source))
+    stage = root / EXPORT
+    graphs, tensors, weights = _write_graphs(source, pieces, stage / FOLDER, tell)
+    reading = read_source(source)
+    if isinstance(reading, str):
+        goldens, router = [], None
+    else:
+        goldens, router = [(one, reading.golden(one)) for one in source.carved], reading.router
+    for one, golden in goldens:
+        name = "golden.npz" if one is source.largest else f"golden.k{one.budget}.npz"
+        save_golden(golden, one.graphs.geometry, stage / name)
+    draft = _record(source, request, tensors, pieces)
+    if isinstance(reading, str):
+        gap = f"no number was compared with the model in torch: {reading}; export where they are"
+        draft = draft.model_copy(update={"not_checked": (gap,)})
+    work = Work(
+        root=root, source=source, request=request, draft=draft, graphs=graphs, goldens=tuple(goldens), router=router
+    )
+    return work, weights
+
+
 def _write_graphs(
-    source: Source, stage: Path, tell: Progress
+    source: Source, pieces: Mapping[str, FaceGraph], folder: Path, tell: Progress
 ) -> tuple[tuple[GraphFile, ...], dict[str, StoredTensor], FaceFile]:
     names = weight_names(source.model)
     table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
-    pieces = list(source.pieces())
     written = []
-    with WeightFile(stage / WEIGHTS, source.stored) as weights:
-        for done, (name, piece) in enumerate(pieces):
+    with WeightFile(folder / WEIGHTS, source.stored) as weights:
+        for done, (name, piece) in enumerate(pieces.items()):
             tell("writing graphs", done, len(pieces))
             started = time.perf_counter()
             model = lower(
@@ -151,7 +183,7 @@ def _write_graphs(
                 names=names,
                 as_stored=(table,),
             )
-            size = weights.save(model, stage / name)
+            size = weights.save(model, folder / name)
             written.append(graph_file_of(name, model, size, time.perf_counter() - started))
     return tuple(written), _stored(weights.placed), weights.record
 
@@ -165,15 +197,14 @@ def _stored(placed: Sequence[Placed]) -> dict[str, StoredTensor]:
     return found
 
 
-def _files(stage: Path) -> list[str]:
-    return sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
-
-
-def _record(source: Source, tensors: dict[str, StoredTensor]) -> OrtFace:
-    """What is known of a face before anything of it was checked, without its files."""
+def _record(
+    source: Source, request: Request, tensors: dict[str, StoredTensor], pieces: Mapping[str, FaceGraph]
+) -> ExportRecord:
+    """What is known of an export before anything of it was checked, without its files."""
     sizes, plain, manifest = source.largest.sizes, source.plain.sizes, source.artifact.manifest
     further = [BudgetSide(budget=one.budget or 0, **_counts(one.sizes)) for one in source.carved[1:]]
-    return OrtFace(
+    return ExportRecord(
+        faces=request.faces,
         batch=sizes.batch,
         total=sizes.total,
         max_text=sizes.prompt - sizes.tokens,
@@ -189,8 +220,27 @@ def _record(source: Source, tensors: dict[str, StoredTensor]) -> OrtFace:
         not_checked=(),
         artifact=manifest.digest,
         tensors=tensors,
+        open={},
         budgets=tuple(further),
         router=manifest.router,
+    )
+
+
+def _finish(work: Work, weights: FaceFile, proofs: Mapping[str, Proof]) -> ExportRecord:
+    """The draft with its files, what was checked and what was not."""
+    stage, heavy = work.directory, f"{FOLDER}/{WEIGHTS}"
+    names = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
+    files = {name: weights if name == heavy else file_record(stage / name) for name in names}
+    checks = [one for proof in proofs.values() for one in proof.checks]
+    left = [text for proof in proofs.values() for text in proof.not_checked]
+    if "trt" not in proofs:
+        left.append("TensorRT: no lint, no parse, no build (export --trt does them)")
+    return work.draft.model_copy(
+        update={
+            "files": files,
+            "checks": tuple(CheckRecord(name=one.name, passed=one.passed, detail=one.detail) for one in checks),
+            "not_checked": tuple(dict.fromkeys((*work.draft.not_checked, *left))),
+        }
     )
 
 

@@ -4,21 +4,21 @@ What `export` compared with the model in torch is compared with what it recorded
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokcarve.exporters.device.compare import Asked, Check, Said, check_numbers, check_power, read_golden
 from tokcarve.exporters.device.face import (
-    FACE_DIRECTORY,
+    EXPORT,
     RECORD,
     ROUTER,
     WEIGHTS,
-    OrtFace,
+    ExportRecord,
     check_origin,
     file_record,
     graph_file,
-    read_face,
+    read_export,
 )
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Face
@@ -50,14 +50,13 @@ def recheck(artifact: Path, *, trt: bool = False, progress: Progress | None = No
     Raises what reading an artifact and its export raise.
     """
     tell = progress if progress is not None else lambda what, done, total: None
-    manifest, record = read_artifact(artifact).manifest, read_face(artifact)
+    manifest, record = read_artifact(artifact).manifest, read_export(artifact)
     check_origin(artifact, record, manifest)
-    directory = artifact / FACE_DIRECTORY
+    directory = artifact / EXPORT
     checks = list(_files(directory, record, tell))
-    graphs = [directory / name for name in record.files if name.endswith(".onnx")]
     left = ["the checkpoint: weights are what export wrote, and export compared them with it"]
     if all(check.passed for check in checks):
-        checks += _rules(graphs, left, trt, tell)
+        checks += _rules(directory, record, left, trt, tell)
         face = Face(artifact=artifact, record=record)
         provider = face.open("vision").provider
         checks += _numbers(face, directory, left, tell)
@@ -66,7 +65,7 @@ def recheck(artifact: Path, *, trt: bool = False, progress: Progress | None = No
     return Report(checks=tuple(checks), not_checked=tuple(left), provider=provider)
 
 
-def _files(directory: Path, record: OrtFace, tell: Progress) -> Iterator[Check]:
+def _files(directory: Path, record: ExportRecord, tell: Progress) -> Iterator[Check]:
     """Every file by its whole content; in a changed weight file, the tensors that changed."""
     done = 0
     for done, (name, recorded) in enumerate(record.files.items()):
@@ -79,7 +78,7 @@ def _files(directory: Path, record: OrtFace, tell: Progress) -> Iterator[Check]:
         detail = f"SHA-256 of {found.bytes} bytes is the recorded one"
         if found != recorded:
             detail = f"SHA-256 is {found.sha256[:12]}, recorded is {recorded.sha256[:12]}"
-            detail += _changed(path, record) if name == WEIGHTS else ""
+            detail += _changed(path, record) if path.name == WEIGHTS else ""
         yield Check(name=f"{name}: content", passed=found == recorded, detail=detail)
     tell("reading files", done + 1, len(record.files))
     there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
@@ -88,7 +87,7 @@ def _files(directory: Path, record: OrtFace, tell: Progress) -> Iterator[Check]:
     yield Check(name="files that were not exported", passed=not strange, detail=detail)
 
 
-def _changed(path: Path, record: OrtFace) -> str:
+def _changed(path: Path, record: ExportRecord) -> str:
     """Which tensors of the weight file are not what was written."""
     wrong = []
     with path.open("rb") as stream:
@@ -100,8 +99,9 @@ def _changed(path: Path, record: OrtFace) -> str:
     return f"; {wrong[0]}{more} of {len(record.tensors)} tensors changed" if wrong else "; no tensor changed"
 
 
-def _rules(graphs: Sequence[Path], left: list[str], trt: bool, tell: Progress) -> Iterator[Check]:
+def _rules(directory: Path, record: ExportRecord, left: list[str], trt: bool, tell: Progress) -> Iterator[Check]:
     """ONNX's rules and TensorRT's, as far as what checks them is installed."""
+    graphs = [directory / name for name in record.files if name.endswith(".onnx")]
     try:
         from tokcarve.exporters.wellformed import check_graph
     except ModuleNotFoundError as error:
@@ -109,13 +109,13 @@ def _rules(graphs: Sequence[Path], left: list[str], trt: bool, tell: Progress) -
     else:
         for done, graph in enumerate(graphs):
             tell("checking graphs", done, len(graphs))
-            yield check_graph(graph)
+            yield check_graph(graph, record.open.get(graph.name, ()))
     if not trt:
         left.append("TensorRT: no lint, no parse, no build (verify --trt does them)")
         return
     from tokcarve.exporters.trt import check_trt
 
-    checks, reports = check_trt(graphs)
+    checks, reports = check_trt([graph for graph in graphs if graph.name not in record.open])
     yield from checks
     left.append("no TensorRT engine was built or run")
     left.extend(report.problems[0] for report in reports[:1] if not report.ran)

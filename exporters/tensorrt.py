@@ -137,5 +137,7 @@ def build_script(graphs: Sequence[Path], weight_bytes: Mapping[str, int]) -> str
     for graph in graphs:
         peak = 4 * weight_bytes.get(graph.name, 0) / 2**30 + 0.5
         lines.append(f"# {graph.name}: about {peak:.1f} GiB of memory at its peak (estimated, not measured)")
-        lines.append(f'"$trtexec" --onnx={graph.name} --saveEngine=engines/{graph.stem}.engine $typed --skipInference')
+        lines.append(
+            f'"$trtexec" --onnx=../onnx/{graph.name} --saveEngine=engines/{graph.stem}.engine $typed --skipInference'
+        )
     return _SCRIPT.format(lines="\n".join(lines))

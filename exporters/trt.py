@@ -26,28 +26,29 @@ class TrtOutcome:
     script: str | None
 
 
-def prove_trt(face: Path, weight_bytes: Mapping[str, int]) -> TrtOutcome:
-    """Check every graph in the directory `face`, then build engines or write the script, into the same directory.
+def prove_trt(folder: Path, weight_bytes: Mapping[str, int], place: Path) -> TrtOutcome:
+    """Check graphs in `folder`, then build engines or write the script into the directory `place`, which is made.
 
     `weight_bytes` {graph file name: bytes of its weights}. ExportError when TensorRT is here and refuses a graph.
     """
-    graphs = [face / name for name in weight_bytes]
+    graphs = [folder / name for name in weight_bytes]
     checks, reports = check_trt(graphs)
     asked = [report for report in reports if report.ran]
     skipped = ["the lint follows TensorRT's documents; none of TensorRT 10.3, 10.13, 10.16 and 11 was run"]
     if not asked:
         skipped.append(f"no graph was parsed or built: {reports[0].problems[0]}")
     checker = f"{asked[0].tool} parsed and built every graph on the CPU as a check" if asked else reports[0].problems[0]
+    place.mkdir()
     if can_build_engines() and all(check.passed for check in checks):
-        engines = _engines(face, graphs)
+        engines = _engines(place, graphs)
         skipped[0] = "TensorRT ran here in one version; for the others the lint follows documents"
         said = f"{len(engines)} TensorRT engines were built for this machine's GPU ({checker})"
     else:
         engines = ()
-        (face / SCRIPT).write_text(build_script(graphs, weight_bytes), encoding="utf-8")
-        (face / SCRIPT).chmod(0o755)
+        (place / SCRIPT).write_text(build_script(graphs, weight_bytes), encoding="utf-8")
+        (place / SCRIPT).chmod(0o755)
         skipped.append("no TensorRT engine was built")
-        said = f"No TensorRT engine was built here; run {SCRIPT} on the device ({checker})"
+        said = f"No TensorRT engine was built here; run {place.name}/{SCRIPT} on the device ({checker})"
     return TrtOutcome(
         said=said,
         checks=tuple(checks),
@@ -76,11 +77,11 @@ def _built(report: TrtReport) -> Check:
     return Check(name=f"{report.graph}: {report.tool}", passed=report.passed, detail=detail)
 
 
-def _engines(face: Path, graphs: list[Path]) -> tuple[str, ...]:
-    (face / "engines").mkdir()
+def _engines(place: Path, graphs: list[Path]) -> tuple[str, ...]:
+    (place / "engines").mkdir()
     names = []
     for graph in graphs:
-        engine = face / "engines" / f"{graph.stem}.engine"
+        engine = place / "engines" / f"{graph.stem}.engine"
         build_engine(graph, engine)
         names.append(f"engines/{engine.name}")
     return tuple(names)

@@ -16,10 +16,11 @@ from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Graph
 from tokcarve.exporters.golden import Golden, Reference, asked, said
 from tokcarve.passes.asking import Question
+from tokcarve.passes.errors import CheckError
 from tokcarve.passes.families.blank import Stored
 from tokcarve.passes.router import Router
 
-__all__ = ["check_numbers", "check_power", "check_router", "check_weights"]
+__all__ = ["check_numbers", "check_power", "check_router", "check_weights", "require"]
 
 _WHOLE = 2**22
 _BLOCK = (16, 256)  # rows and columns of a block
@@ -92,3 +93,11 @@ def check_router(graph: Graph, router: Router, samples: Sequence[Question], dtyp
         with torch.no_grad():
             pairs.append((graph.run({"pixel_values": pixels.numpy()})["losses"], router(pixels).numpy()))
     return compare.close("router: predicted losses", pairs, dtype)
+
+
+def require(checks: Sequence[Check]) -> None:
+    """CheckError that names the first check that did not hold."""
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        more = f" ({len(failed) - 1} further checks failed)" if len(failed) > 1 else ""
+        raise CheckError(f"the export does not hold and was not written: {failed[0].name}: {failed[0].detail}{more}")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from models import build, write
 
-from tokcarve.exporters.export import ExportResult, export_ort
+from tokcarve.exporters.export import ExportResult, export_artifact
+from tokcarve.exporters.faces.kind import Request
 from tokcarve.recipes.compress import compress
 
 __all__ = ["KEEP", "MAX_NEW", "MAX_TEXT", "make_artifact", "make_export"]
@@ -24,6 +25,7 @@ def make_artifact(
     return directory / "artifact"
 
 
-def make_export(artifact: Path, **settings: object) -> ExportResult:
-    """Its `ort` face."""
-    return export_ort(artifact, max_text=MAX_TEXT, max_new=MAX_NEW, **settings)  # type: ignore[arg-type]
+def make_export(artifact: Path, *, force: bool = False, **settings: object) -> ExportResult:
+    """Its export, the `ort` face alone unless told."""
+    asked = Request(**{"max_text": MAX_TEXT, "max_new": MAX_NEW, **settings})  # type: ignore[arg-type]
+    return export_artifact(artifact, asked, force=force)

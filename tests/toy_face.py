@@ -25,7 +25,7 @@ from toy_graphs import (
     vision_graph,
 )
 
-from tokcarve.exporters.device.face import BASELINE, FACE_DIRECTORY, OrtFace, Side, file_record, seal
+from tokcarve.exporters.device.face import BASELINE, EXPORT, FOLDER, ExportRecord, Side, file_record, seal
 from tokcarve.passes.checkpoint import WeightsIdentity
 from tokcarve.passes.geometry import Geometry, TextGeometry, VisionGeometry
 from tokcarve.recipes.manifest import CheckRecord, Manifest
@@ -92,7 +92,7 @@ def write_toy(
         table=table, hash=hashed, batch=batch, tokens=tokens, dropped=dropped, max_text=max_text, max_new=max_new,
         positions=positions, image_token_id=image_id,
     )  # fmt: skip
-    face = artifact / FACE_DIRECTORY
+    face = artifact / EXPORT / FOLDER
     face.mkdir(parents=True, exist_ok=True)
     for prefix, (count, cut) in {"": (tokens, dropped), BASELINE: (TOTAL, 0)}.items():
         rows = max_text + count
@@ -103,17 +103,18 @@ def write_toy(
     manifest = _manifest(toy)
     (artifact / "tokcarve.json").write_text(manifest.model_dump_json())
     (artifact / "recipe.yaml").write_text(f"{{model: toy, method: {{name: uniform}}, budget: {{tokens: {tokens}}}}}")
-    (face / "export.json").write_text(seal(_record(toy, face, manifest.digest)))
+    (artifact / EXPORT / "export.json").write_text(seal(_record(toy, artifact / EXPORT, manifest.digest)))
     return toy
 
 
-def _record(toy: Toy, face: Path, digest: str) -> OrtFace:
+def _record(toy: Toy, face: Path, digest: str) -> ExportRecord:
     def side(tokens: int, dropped: int) -> Side:
         rows = (toy.max_text + tokens, toy.max_text + tokens - dropped)
         return Side(tokens=tokens, rows=rows, capacities=tuple(count + toy.max_new for count in rows))
 
-    return OrtFace.model_validate(
+    return ExportRecord.model_validate(
         {
+            "faces": ("ort",),
             "batch": toy.batch, "total": TOTAL, "max_text": toy.max_text, "max_new": toy.max_new, "opset": 18,
             "dtype": "float32", "positions": toy.positions, "pruned": side(toy.tokens, toy.dropped),
             "baseline": side(TOTAL, 0), "geometry": _geometry(toy.image_token_id),
@@ -158,5 +159,5 @@ def _geometry(image_token_id: int) -> Geometry:
 
 def edit_record(artifact: Path, **changes: object) -> None:
     """Changes keys of export.json without sealing it again."""
-    path = artifact / FACE_DIRECTORY / "export.json"
+    path = artifact / EXPORT / "export.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

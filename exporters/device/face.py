@@ -1,8 +1,9 @@
-"""The record of an exported `ort` face, `export/ort/export.json`: closed, versioned, and sealed by a digest.
+"""The record of an export, `export/export.json`: closed, versioned, and sealed by a digest.
 
-The exporter fills it, the device reads it; both through this file, so that a key cannot mean two things. `files` lists
-every file of the face by its path inside it (`weights.data`, `vision.onnx`, `baseline.vision.onnx`, ...). Graphs are
-hashed again when they are loaded; `weights.data`, which may be gigabytes, is checked by its size alone.
+The exporter fills it, the device reads it; both through this file, so that a key cannot mean two things. An export has
+one or more faces, each a runtime's own layout, over one folder of graphs (`onnx/`) that read one weight file: whatever
+reads ONNX refuses weights outside a graph's own directory. Graphs are hashed again when they are loaded;
+`weights.data`, which may be gigabytes, is checked by its size alone.
 """
 
 import hashlib
@@ -19,28 +20,30 @@ from tokcarve.recipes.manifest import CheckRecord, Manifest, RouterRecord
 
 __all__ = [
     "BASELINE",
-    "FACE_DIRECTORY",
+    "EXPORT",
+    "FOLDER",
     "RECORD",
     "ROUTER",
     "WEIGHTS",
     "BudgetSide",
+    "ExportRecord",
     "FaceFile",
-    "OrtFace",
     "Side",
     "StoredTensor",
     "check_files",
     "check_origin",
     "file_record",
     "graph_file",
-    "read_face",
+    "read_export",
     "seal",
 ]
 
-FACE_DIRECTORY = Path("export") / "ort"
+EXPORT, FOLDER = Path("export"), "onnx"
+"""An export in its artifact, and the graphs of all faces in their export."""
 BASELINE = "baseline."
 """Prefix of the unpruned model's graphs, which lie beside the pruned ones: weights must be in a graph's own folder."""
 RECORD, WEIGHTS = "export.json", "weights.data"
-"""The record of a face, and the one file with the weights of all its graphs."""
+"""The record of an export, and the one file with the weights of all its graphs, which lies beside them."""
 ROUTER = "router"
 """The graph of a budget set that predicts from pixels what each budget loses."""
 _HASHED_UP_TO = 64 * 2**20
@@ -77,13 +80,14 @@ class BudgetSide(Side):
     budget: int
 
 
-class OrtFace(_Closed):
-    """What is in a face: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from,
-    `tensors` what the weight file holds, by name. Of a budget set `pruned` is the largest budget, `budgets` are the
-    others, and `router` chooses among them."""
+class ExportRecord(_Closed):
+    """What is in an export: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from,
+    `files` every file by its path in `export/`, `tensors` what the weight file holds, by name, `open` the graphs with
+    dimensions that are no constants, with the names of these. Of a budget set `pruned` is the largest budget, `budgets`
+    are the others, and `router` chooses among them."""
 
     format: Literal[1] = 1
-    face: Literal["ort"] = "ort"
+    faces: tuple[str, ...]
     batch: int
     total: int
     max_text: int
@@ -99,6 +103,7 @@ class OrtFace(_Closed):
     not_checked: tuple[str, ...]
     artifact: str
     tensors: dict[str, StoredTensor] = {}
+    open: dict[str, tuple[str, ...]] = {}
     budgets: tuple[BudgetSide, ...] = ()
     router: RouterRecord | None = None
     digest: str = ""
@@ -125,7 +130,7 @@ class OrtFace(_Closed):
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """The face of one budget says nothing of sets."""
+        """The export of one budget says nothing of sets."""
         fields: dict[str, Any] = write(self)
         empty = [] if self.budgets else ["budgets", "router"]
         return {key: value for key, value in fields.items() if key not in empty}
@@ -142,9 +147,9 @@ def _digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def seal(face: OrtFace) -> str:
-    """The JSON text of `face`, ending in a newline, with its digest filled in; nothing else is changed."""
-    fields = face.model_dump(mode="json")
+def seal(record: ExportRecord) -> str:
+    """The JSON text of `record`, ending in a newline, with its digest filled in; nothing else is changed."""
+    fields = record.model_dump(mode="json")
     return json.dumps({**fields, "digest": _digest(fields)}, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -154,16 +159,16 @@ def file_record(path: Path) -> FaceFile:
         return FaceFile(bytes=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
 
 
-def read_face(artifact: Path) -> OrtFace:
-    """The record of the `ort` face of `artifact` (the directory that `compress` wrote).
+def read_export(artifact: Path) -> ExportRecord:
+    """The record of the export in `artifact` (the directory that `compress` wrote).
 
     Raises ExportError if there is none, ArtifactError if it is not one of ours, of a newer format or edited.
     """
-    path = artifact / FACE_DIRECTORY / RECORD
+    path = artifact / EXPORT / RECORD
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ExportError(f"{artifact} has no export/ort yet; write it with `tokcarve export {artifact}`") from None
+        raise ExportError(f"{artifact} has no export yet; write it with `tokcarve export {artifact}`") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); export again with `tokcarve export`") from error
     if not isinstance(fields, dict):
@@ -173,20 +178,20 @@ def read_face(artifact: Path) -> OrtFace:
     if fields.get("digest") != _digest(fields):
         raise ArtifactError(f"{path} does not match its digest, so it was edited; export again with `tokcarve export`")
     try:
-        return OrtFace.model_validate_json(json.dumps(fields))
+        return ExportRecord.model_validate_json(json.dumps(fields))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{path}: {place}: {first['msg']}; export again with `tokcarve export`") from error
 
 
-def check_files(artifact: Path, face: OrtFace) -> None:
-    """Compares every file of the face with its record: sizes always, SHA-256 of files up to 64 MiB other than weights.
+def check_files(artifact: Path, record: ExportRecord) -> None:
+    """Compares every file of the export with its record: sizes always, SHA-256 of graphs up to 64 MiB.
 
     Raises ArtifactError naming the first file that is missing or differs.
     """
-    for name, recorded in face.files.items():
-        path = artifact / FACE_DIRECTORY / name
+    for name, recorded in record.files.items():
+        path = artifact / EXPORT / name
         if not path.is_file():
             raise ArtifactError(f"{path} is missing; export again with `tokcarve export {artifact}`")
         size = path.stat().st_size
@@ -195,10 +200,10 @@ def check_files(artifact: Path, face: OrtFace) -> None:
             raise ArtifactError(f"{path} is not the file that was exported; export again with `tokcarve export`")
 
 
-def check_origin(artifact: Path, face: OrtFace, manifest: Manifest) -> None:
-    """Raises ArtifactError if `face` was exported from another manifest than the one that is beside it now."""
-    if face.artifact != manifest.digest:
+def check_origin(artifact: Path, record: ExportRecord, manifest: Manifest) -> None:
+    """Raises ArtifactError if `record` is of an export of another manifest than the one that is beside it now."""
+    if record.artifact != manifest.digest:
         raise ArtifactError(
-            f"{artifact / FACE_DIRECTORY} was exported from another compression than {artifact} holds now; "
+            f"{artifact / EXPORT} was exported from another compression than {artifact} holds now; "
             f"export again with `tokcarve export {artifact}`"
         )

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tokcarve.exporters.device.bench import Bench, Samples
-from tokcarve.exporters.device.face import OrtFace, Side
+from tokcarve.exporters.device.face import ExportRecord, Side
 from tokcarve.exporters.device.machine import Machine, this_machine
 from tokcarve.exporters.device.memory import Memory, measure_memory
 from tokcarve.exporters.device.session import open_face
@@ -50,7 +50,7 @@ class Profile:
     """All that was measured and computed; pairs are (pruned, unpruned), `side` is the pruned one."""
 
     artifact: Path
-    face: OrtFace
+    face: ExportRecord
     side: Side
     machine: Machine
     warm_up: int
@@ -173,7 +173,7 @@ def profile(
     )
 
 
-def _checked(record: OrtFace, max_new: int | None, repeats: int, warm_up: int) -> int:
+def _checked(record: ExportRecord, max_new: int | None, repeats: int, warm_up: int) -> int:
     new = record.max_new if max_new is None else max_new
     if not 1 <= new <= record.max_new:
         raise ExportError(f"max_new={new} does not fit this export; choose 1..{record.max_new}")
@@ -190,7 +190,7 @@ def _memory(artifact: Path, threads: int | None, tick: Tick, budget: int | None)
     return pruned, unpruned
 
 
-def _rows(record: OrtFace, schedule: Sequence[Cut], side: Side) -> Rows:
+def _rows(record: ExportRecord, schedule: Sequence[Cut], side: Side) -> Rows:
     """What each part of a side computes; a layer may store fewer rows than it computed."""
     cuts = () if side is record.baseline else schedule
     return rows_of(record.geometry, cuts, record.max_text)
@@ -200,7 +200,7 @@ def _mean(rows: Rows) -> float:
     return sum(rows.text) / len(rows.text) - rows.text_only
 
 
-def _flops(record: OrtFace, rows: Rows, side: Side) -> Flops:
+def _flops(record: ExportRecord, rows: Rows, side: Side) -> Flops:
     """FLOPs of one image; a decode step of a static graph multiplies by every row of the cache, filled or not."""
     whole = count_flops(record.geometry, rows)
     return replace(whole, decode=decode_flops(record.geometry.text, side.capacities))

@@ -1,4 +1,5 @@
-"""ONNX Runtime sessions of an exported `ort` face: which provider runs them, how many threads, what they take and give.
+"""ONNX Runtime sessions of the static graphs of an export: which provider runs them, how
+many threads, what they take and give.
 
 CUDA is used when ONNX Runtime has it and can start it, otherwise the CPU; what was chosen is recorded on every graph.
 """
@@ -15,12 +16,22 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from tokcarve.exporters.device.face import FACE_DIRECTORY, BudgetSide, OrtFace, check_files, graph_file, read_face
+from tokcarve.exporters.device.face import (
+    EXPORT,
+    FOLDER,
+    BudgetSide,
+    ExportRecord,
+    check_files,
+    graph_file,
+    read_export,
+)
 from tokcarve.passes.errors import ExportError
 
-__all__ = ["GRAPHS", "Array", "Face", "Graph", "open_face"]
+__all__ = ["GRAPHS", "STATIC", "Array", "Face", "Graph", "open_face"]
 
 GRAPHS = ("vision", "embedding", "prefill", "decode")
+STATIC = frozenset(("ort", "trt"))
+"""The faces that are made of these graphs, of the pruned and of the whole model."""
 Array = NDArray[Any]
 
 _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
@@ -45,10 +56,11 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """An exported face, checked, to be opened; `threads` is per operator, None leaves it to ONNX Runtime."""
+    """The static graphs of an export, checked, to be opened; `threads` is per operator, None leaves it to ONNX
+    Runtime."""
 
     artifact: Path
-    record: OrtFace
+    record: ExportRecord
     threads: int | None = None
     providers: tuple[str, ...] = field(default_factory=lambda: _providers())
 
@@ -70,7 +82,7 @@ class Face:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_to)
         further = budget if isinstance(self.record.side(baseline, budget), BudgetSide) else None
-        path = self.artifact / FACE_DIRECTORY / graph_file(name, baseline=baseline, budget=further)
+        path = self.artifact / EXPORT / FOLDER / graph_file(name, baseline=baseline, budget=further)
         try:
             session = ort.InferenceSession(str(path), options, providers=list(self.providers))
         except Exception as error:  # ONNX Runtime raises its own kinds, straight from Exception
@@ -87,13 +99,19 @@ class Face:
 
 
 def open_face(artifact: Path, threads: int | None = None) -> Face:
-    """The `ort` face of `artifact`, its record and files checked, nothing loaded yet.
+    """The static graphs of `artifact`, its record and files checked, nothing loaded yet.
 
-    Raises ExportError for an artifact without an export or a thread count below 1, ArtifactError for changed files.
+    Raises ExportError for an artifact without an export of them or a thread count below 1, ArtifactError for changed
+    files.
     """
     if threads is not None and threads < 1:
         raise ExportError(f"threads={threads} is no thread count; give 1 or more, or nothing for the default")
-    record = read_face(artifact)
+    record = read_export(artifact)
+    if not STATIC & set(record.faces):
+        raise ExportError(
+            f"{artifact} was exported for {', '.join(record.faces)} alone; what runs here are the static graphs of "
+            f"--face ort: export again with `tokcarve export {artifact} --face ort,{','.join(record.faces)} --force`"
+        )
     check_files(artifact, record)
     return Face(artifact=artifact, record=record, threads=threads)
 

@@ -10,7 +10,7 @@ from exported import MAX_NEW, MAX_TEXT, make_artifact
 from typer.testing import CliRunner, Result
 
 from tokcarve.cli.main import app
-from tokcarve.exporters.device.face import FACE_DIRECTORY
+from tokcarve.exporters.device.face import EXPORT
 
 
 def export(*arguments: object) -> Result:
@@ -40,12 +40,12 @@ def test_json_has_the_documented_shape(answer: dict[str, Any]) -> None:
 
 
 def test_what_happened_with_tensorrt_is_said(answer: dict[str, Any], artifact: Path) -> None:
-    script = artifact / FACE_DIRECTORY / "build_trt.sh"
+    script = artifact / EXPORT / "trt" / "build_trt.sh"
     if answer["trt"]["engines"]:
         pytest.skip("engines were built here")
     assert "No TensorRT engine was built here" in answer["trt"]["said"]
     assert script.is_file()
-    assert "build_trt.sh" in answer["record"]["files"]
+    assert "trt/build_trt.sh" in answer["record"]["files"]
 
 
 def test_an_existing_export_needs_force(answer: dict[str, Any], artifact: Path) -> None:

@@ -63,7 +63,7 @@ def test_bad_numbers_are_one_sentence_and_exit_code_2(toy: Path, arguments: list
 
 def test_no_export_is_named(tmp_path: Path) -> None:
     write_toy(tmp_path)
-    (tmp_path / "export" / "ort" / "export.json").unlink()
+    (tmp_path / "export" / "export.json").unlink()
     done = measure(tmp_path)
     assert done.exit_code == 2 and "write it with `tokcarve export" in done.stderr
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 import tokcarve
 from tokcarve.cli.main import app
 from tokcarve.cli.run import _ranges
-from tokcarve.exporters.export import export_ort
+from tokcarve.exporters.export import export_artifact
+from tokcarve.exporters.faces.kind import Request
 
 
 def picture(path: Path, seed: int = 0) -> Path:
@@ -40,7 +41,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
     checkpoint = write(build(), folder / "checkpoint")
     tokcarve.compress(str(checkpoint), method="vtc_cls", tokens=16, out=str(folder / "artifact"))
-    export_ort(folder / "artifact", max_text=48, max_new=10)
+    export_artifact(folder / "artifact", Request(max_text=48, max_new=10))
     return folder / "artifact"
 
 
@@ -93,15 +94,15 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 def test_an_export_of_another_compression_is_refused(tmp_path: Path) -> None:
     write_toy(tmp_path / "a")
     write_toy(tmp_path / "b", tokens=5)
-    (tmp_path / "a" / "export" / "ort").rename(tmp_path / "old")
-    (tmp_path / "b" / "export" / "ort").rename(tmp_path / "a" / "export" / "ort")
+    (tmp_path / "a" / "export").rename(tmp_path / "old")
+    (tmp_path / "b" / "export").rename(tmp_path / "a" / "export")
     done = ask(tmp_path / "a", "--image", picture(tmp_path / "a.png"), "--prompt", "why?")
     assert done.exit_code == 2 and "was exported from another compression" in done.stderr
 
 
 def test_an_artifact_without_an_export_says_what_to_do(tmp_path: Path) -> None:
     write_toy(tmp_path / "toy")
-    (tmp_path / "toy" / "export" / "ort" / "export.json").unlink()
+    (tmp_path / "toy" / "export" / "export.json").unlink()
     done = ask(tmp_path / "toy", "--image", picture(tmp_path / "a.png"), "--prompt", "why?")
     assert done.exit_code == 2 and "write it with `tokcarve export" in done.stderr
 

@@ -14,7 +14,7 @@ from exported import MAX_NEW, MAX_TEXT, make_artifact, make_export
 from typer.testing import CliRunner, Result
 
 from tokcarve.cli.main import app
-from tokcarve.exporters.device.face import FACE_DIRECTORY, file_record, read_face, seal
+from tokcarve.exporters.device.face import EXPORT, FOLDER, file_record, read_export, seal
 
 
 def verify(*arguments: object) -> Result:
@@ -41,8 +41,8 @@ def copied(true: Path, tmp_path: Path) -> Path:
 
 def reseal(artifact: Path) -> None:
     """What somebody does who wants the record to fit."""
-    face = artifact / FACE_DIRECTORY
-    record = read_face(artifact)
+    face = artifact / EXPORT
+    record = read_export(artifact)
     files = {name: file_record(face / name) for name in record.files}
     (face / "export.json").write_text(seal(record.model_copy(update={"files": files})))
 
@@ -53,7 +53,9 @@ def test_a_true_export_holds_without_its_checkpoint(true: Path) -> None:
     assert said["passed"] and said["provider"] == "CPUExecutionProvider"
     names = [check["name"] for check in said["checks"]]
     assert len(names) == len(set(names)) and all(check["passed"] for check in said["checks"])
-    assert {"weights.data: content", "vision.onnx: valid ONNX, static", "pruned: kept indices", "power"} <= {*names}
+    assert {"onnx/weights.data: content", "vision.onnx: valid ONNX, static", "pruned: kept indices", "power"} <= {
+        *names
+    }
     assert {"unpruned: greedy tokens", "unpruned: logits", "pruned: image features"} <= {*names}
     assert any("checkpoint" in text for text in said["not_checked"])
     assert any("TensorRT" in text for text in said["not_checked"])
@@ -80,23 +82,23 @@ def test_tensorrt_is_asked_when_told(true: Path) -> None:
 
 
 def flip_a_weight(face: Path) -> None:
-    raw = bytearray((face / "weights.data").read_bytes())
+    raw = bytearray((face / FOLDER / "weights.data").read_bytes())
     raw[3] ^= 0x40
-    (face / "weights.data").write_bytes(raw)
+    (face / FOLDER / "weights.data").write_bytes(raw)
 
 
 def swap_graphs(face: Path) -> None:
-    (face / "vision.onnx").rename(face / "other")
-    (face / "baseline.vision.onnx").rename(face / "vision.onnx")
-    (face / "other").rename(face / "baseline.vision.onnx")
+    (face / FOLDER / "vision.onnx").rename(face / FOLDER / "other")
+    (face / FOLDER / "baseline.vision.onnx").rename(face / FOLDER / "vision.onnx")
+    (face / FOLDER / "other").rename(face / FOLDER / "baseline.vision.onnx")
 
 
 def lose_a_graph(face: Path) -> None:
-    (face / "decode.onnx").unlink()
+    (face / FOLDER / "decode.onnx").unlink()
 
 
 def add_a_file(face: Path) -> None:
-    (face / "more.onnx").write_bytes(b"")
+    (face / FOLDER / "more.onnx").write_bytes(b"")
 
 
 def change_the_answer(face: Path) -> None:
@@ -107,24 +109,24 @@ def change_the_answer(face: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (flip_a_weight, "weights.data: content: SHA-256 is"),
-        (swap_graphs, "vision.onnx: content: SHA-256 is"),
-        (lose_a_graph, "decode.onnx: content: the file is missing"),
-        (add_a_file, "files that were not exported: more.onnx is not in the record"),
+        (flip_a_weight, "onnx/weights.data: content: SHA-256 is"),
+        (swap_graphs, "onnx/baseline.vision.onnx: content: SHA-256 is"),
+        (lose_a_graph, "onnx/decode.onnx: content: the file is missing"),
+        (add_a_file, "files that were not exported: onnx/more.onnx is not in the record"),
         (change_the_answer, "golden.npz: content: SHA-256 is"),
     ],
 )
 def test_a_tampered_file_is_named(copied: Path, change: Callable[[Path], None], words: str) -> None:
-    change(copied / FACE_DIRECTORY)
+    change(copied / EXPORT)
     done = verify(copied)
     assert done.exit_code == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert any("were not run" in text for text in report(copied)["not_checked"])
 
 
 def test_the_changed_tensor_is_named(copied: Path) -> None:
-    record = read_face(copied)
+    record = read_export(copied)
     name, stored = list(record.tensors.items())[7]
-    path = copied / FACE_DIRECTORY / "weights.data"
+    path = copied / EXPORT / FOLDER / "weights.data"
     raw = bytearray(path.read_bytes())
     raw[stored.offset + stored.bytes - 1] ^= 0x40
     path.write_bytes(raw)
@@ -132,17 +134,17 @@ def test_the_changed_tensor_is_named(copied: Path) -> None:
 
 
 def scale_weights(face: Path) -> None:
-    values = np.fromfile(face / "weights.data", np.float32)
-    (values * 1.05).astype(np.float32).tofile(face / "weights.data")
+    values = np.fromfile(face / FOLDER / "weights.data", np.float32)
+    (values * 1.05).astype(np.float32).tofile(face / FOLDER / "weights.data")
 
 
 def keep_others(face: Path) -> None:
     """Take the least attended tokens."""
-    model = onnx.load(face / "vision.onnx", load_external_data=False)
+    model = onnx.load(face / FOLDER / "vision.onnx", load_external_data=False)
     chosen = next(node for node in model.graph.node if node.op_type == "TopK")
     largest = next(attribute for attribute in chosen.attribute if attribute.name == "largest")
     largest.i = 1 - largest.i
-    onnx.save(model, face / "vision.onnx")
+    onnx.save(model, face / FOLDER / "vision.onnx")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def keep_others(face: Path) -> None:
 def test_hashes_that_were_made_to_fit_do_not_hide_it(
     copied: Path, change: Callable[[Path], None], names: set[str]
 ) -> None:
-    change(copied / FACE_DIRECTORY)
+    change(copied / EXPORT)
     reseal(copied)
     found = report(copied)
     failed = {check["name"] for check in found["checks"] if not check["passed"]}
@@ -166,7 +168,7 @@ def test_hashes_that_were_made_to_fit_do_not_hide_it(
 
 
 def test_an_edited_record_is_refused(copied: Path) -> None:
-    path = copied / FACE_DIRECTORY / "export.json"
+    path = copied / EXPORT / "export.json"
     path.write_text(path.read_text().replace(f'"max_text": {MAX_TEXT}', f'"max_text": {MAX_TEXT + 1}'))
     done = verify(copied)
     assert done.exit_code == 2 and "does not match its digest" in done.stderr
@@ -181,7 +183,7 @@ def test_what_is_no_export_is_refused(tmp_path: Path, true: Path) -> None:
 
 
 def test_old_golden_files_are_refused(copied: Path) -> None:
-    face = copied / FACE_DIRECTORY
+    face = copied / EXPORT
     arrays = dict(np.load(face / "golden.npz"))
     np.savez(face / "golden.npz", **{name: one for name, one in arrays.items() if not name.startswith("plain.")})
     reseal(copied)

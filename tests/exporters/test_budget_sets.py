@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 import tokcarve
 from tokcarve.cli.main import app
 from tokcarve.exporters.device.answer import Answerer
-from tokcarve.exporters.device.face import check_files, read_face
+from tokcarve.exporters.device.face import check_files, read_export
 from tokcarve.exporters.device.route import Wish, price_of, route_in_ort
-from tokcarve.exporters.export import ExportResult, export_ort
+from tokcarve.exporters.export import ExportResult, export_artifact
+from tokcarve.exporters.faces.kind import Request
 from tokcarve.passes.errors import ArtifactError, BudgetError
 from tokcarve.passes.families.load import read_model
 from tokcarve.passes.routing import chosen
@@ -43,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module")
 def result(made: Artifact) -> ExportResult:
-    return export_ort(made.directory, max_text=MAX_TEXT + 16, max_new=MAX_NEW + 10)
+    return export_artifact(made.directory, Request(max_text=MAX_TEXT + 16, max_new=MAX_NEW + 10))
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +102,9 @@ def test_graphs_of_every_budget_over_one_weight_file(result: ExportResult, made:
     ends = ("", ".k8")
     graphs = {f"{name}{end}.onnx" for name in names for end in ends} | {f"baseline.{name}.onnx" for name in names}
     golden = {"golden.npz", "golden.k8.npz"}
-    assert set(result.record.files) == {*graphs, *golden, "router.onnx", "weights.data"}
-    check_files(made.directory, read_face(made.directory))
+    folder = {f"onnx/{name}" for name in (*graphs, "router.onnx", "weights.data")}
+    assert set(result.record.files) == folder | golden
+    check_files(made.directory, read_export(made.directory))
     base = sum(weight.numel() * 4 for weight in read_model(made.open_base().path).parameters())
     assert result.weight_bytes < 1.2 * base
     checks = {check.name: check for check in result.record.checks}

@@ -14,8 +14,8 @@ from tokcarve.exporters import export as exporting
 from tokcarve.exporters import prove as proving
 from tokcarve.exporters import source
 from tokcarve.exporters.device.compare import Check
-from tokcarve.exporters.device.face import FACE_DIRECTORY, FaceFile, check_files, read_face
-from tokcarve.exporters.export import ExportResult, export_ort
+from tokcarve.exporters.device.face import EXPORT, FaceFile, check_files, read_export
+from tokcarve.exporters.export import ExportResult
 from tokcarve.exporters.recheck import recheck
 from tokcarve.passes.errors import ArtifactError, CheckError, ExportError
 from tokcarve.recipes.artifact import read_artifact
@@ -26,24 +26,25 @@ GRAPHS = ("vision", "embedding", "prefill", "decode")
 @pytest.fixture
 def artifact(result: ExportResult, tmp_path: Path) -> Path:
     """A copy of the exported artifact."""
-    copied = shutil.copytree(result.directory.parent.parent, tmp_path / "artifact")
+    copied = shutil.copytree(result.directory.parent, tmp_path / "artifact")
     return Path(copied)
 
 
 def test_every_file_is_there_and_in_the_record(result: ExportResult) -> None:
     graphs = {f"{prefix}{name}.onnx" for prefix in ("", "baseline.") for name in GRAPHS}
-    assert set(result.record.files) == {*graphs, "weights.data", "golden.npz"}
-    assert {path.name for path in result.directory.iterdir()} == {*result.record.files, "export.json"}
-    check_files(result.directory.parent.parent, read_face(result.directory.parent.parent))
+    assert set(result.record.files) == {*(f"onnx/{name}" for name in (*graphs, "weights.data")), "golden.npz"}
+    there = {path.relative_to(result.directory).as_posix() for path in result.directory.rglob("*") if path.is_file()}
+    assert there == {*result.record.files, "export.json"}
+    check_files(result.directory.parent, read_export(result.directory.parent))
 
 
 def test_the_record_says_what_was_exported(result: ExportResult) -> None:
-    record = read_face(result.directory.parent.parent)
+    record = read_export(result.directory.parent)
     assert record == result.record.model_copy(update={"digest": record.digest})
     assert (record.batch, record.max_text, record.max_new, record.opset) == (2, MAX_TEXT, MAX_NEW, 18)
     assert (record.pruned.tokens, record.baseline.tokens, record.total) == (KEEP, TOTAL, TOTAL)
     assert record.positions == "original"
-    assert record.artifact == read_artifact(result.directory.parent.parent).manifest.digest
+    assert record.artifact == read_artifact(result.directory.parent).manifest.digest
 
 
 def test_checks_were_made_and_gaps_are_named(result: ExportResult) -> None:
@@ -76,21 +77,20 @@ def test_golden_samples_can_be_read_back(result: ExportResult) -> None:
 
 
 def test_an_existing_export_is_left_alone(artifact: Path) -> None:
-    before = (artifact / FACE_DIRECTORY / "export.json").read_bytes()
+    before = (artifact / EXPORT / "export.json").read_bytes()
     with pytest.raises(ExportError, match="--force"):
         make_export(artifact)
-    assert (artifact / FACE_DIRECTORY / "export.json").read_bytes() == before
+    assert (artifact / EXPORT / "export.json").read_bytes() == before
 
 
 def test_a_check_that_fails_leaves_the_old_export(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path.name: path.stat().st_mtime_ns for path in (artifact / FACE_DIRECTORY).iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in (artifact / EXPORT).rglob("*")}
     bad = Check(name="weights", passed=False, detail="they differ")
     monkeypatch.setattr(exporting, "_write_graphs", lambda *args: ((), {}, FaceFile(bytes=0, sha256="")))
     monkeypatch.setattr(proving.verify, "check_weights", lambda *args: bad)
     with pytest.raises(CheckError, match="they differ"):
         make_export(artifact, force=True)
-    assert {path.name: path.stat().st_mtime_ns for path in (artifact / FACE_DIRECTORY).iterdir()} == before
-    assert [path.name for path in (artifact / "export").iterdir()] == ["ort"]
+    assert {path: path.stat().st_mtime_ns for path in (artifact / EXPORT).rglob("*")} == before
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_check_that_fails_leaves_the_old_export(artifact: Path, monkeypatch: p
 )
 def test_sizes_that_cannot_be_are_refused(artifact: Path, settings: dict[str, int], words: str) -> None:
     with pytest.raises(ExportError, match=words):
-        export_ort(artifact, force=True, **settings)  # type: ignore[arg-type]
+        make_export(artifact, force=True, **settings)
 
 
 def test_a_disk_without_room_is_refused_before_writing(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_a_disk_without_room_is_refused_before_writing(artifact: Path, monkeypat
     monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
     with pytest.raises(ExportError, match="GiB are free"):
         make_export(artifact)
-    assert not (artifact / FACE_DIRECTORY).exists()
+    assert not (artifact / EXPORT).exists()
 
 
 def test_a_model_that_does_not_fit_into_memory_is_exported_and_says_so(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import tokcarve
 from tokcarve.exporters.device.answer import Answerer
-from tokcarve.exporters.device.face import FACE_DIRECTORY
+from tokcarve.exporters.device.face import EXPORT, FOLDER
 from tokcarve.exporters.device.profile import profile
 from tokcarve.exporters.export import ExportResult
 from tokcarve.recipes.artifact import read_artifact
@@ -50,7 +50,7 @@ def kept_by_torch(place: Path) -> NDArray[np.int64]:
 
 def test_the_vision_graph_takes_the_prompt(result: ExportResult) -> None:
     names = {
-        name: [one.name for one in onnx.load(result.directory / name, load_external_data=False).graph.input]
+        name: [one.name for one in onnx.load(result.directory / FOLDER / name, load_external_data=False).graph.input]
         for name in ("vision.onnx", "baseline.vision.onnx")
     }
     assert names["vision.onnx"] == ["pixel_values", "input_ids", "prompt_lengths"]
@@ -59,9 +59,9 @@ def test_the_vision_graph_takes_the_prompt(result: ExportResult) -> None:
 
 
 def test_the_table_of_embeddings_is_stored_once(result: ExportResult) -> None:
-    weights = result.directory / "weights.data"
+    weights = result.directory / FOLDER / "weights.data"
     table = 448 * 48 * 4
-    model = tokcarve.load(result.directory.parent.parent)
+    model = tokcarve.load(result.directory.parent)
     total = sum(p.numel() for p in model.base.parameters()) * 4
     assert weights.stat().st_size < total + table
 
@@ -84,6 +84,6 @@ def test_generate_goes_on_without_the_picture(place: Path) -> None:
 
 
 def test_profile_feeds_the_prompt(place: Path, result: ExportResult) -> None:
-    assert (place / FACE_DIRECTORY).is_dir()
+    assert (place / EXPORT).is_dir()
     found = profile(place, read_artifact(place).manifest.schedule, repeats=1, warm_up=0)
     assert found.selector_shares["vision"] > 0

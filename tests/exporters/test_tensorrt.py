@@ -59,7 +59,7 @@ def test_without_the_checker_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch,
     report = check_with_rtx(graph)
     assert (report.ran, report.passed) == (False, False)
     assert "pip install" in report.problems[0]
-    outcome = prove_trt(tmp_path, {"clean.onnx": 0})
+    outcome = prove_trt(tmp_path, {"clean.onnx": 0}, tmp_path / "trt")
     assert any("no graph was parsed or built" in text for text in outcome.not_checked)
     assert not any("tensorrt-rtx" in check.name for check in outcome.checks)
 
@@ -99,12 +99,12 @@ def test_without_tensorrt_a_script_is_written_and_said(tmp_path: Path) -> None:
     if can_build_engines():
         pytest.skip("engines can be built here")
     write(tmp_path / "clean.onnx", CLEAN)
-    outcome = prove_trt(tmp_path, {"clean.onnx": 0})
+    outcome = prove_trt(tmp_path, {"clean.onnx": 0}, tmp_path / "trt")
     assert "No TensorRT engine was built here" in outcome.said
     assert outcome.engines == ()
     assert outcome.script == SCRIPT
     assert "no TensorRT engine was built" in outcome.not_checked
-    assert (tmp_path / SCRIPT).stat().st_mode & 0o100
+    assert (tmp_path / "trt" / SCRIPT).stat().st_mode & 0o100
 
 
 def test_the_script_is_shell_and_builds_every_graph(tmp_path: Path) -> None:
@@ -118,13 +118,13 @@ def test_the_script_is_shell_and_builds_every_graph(tmp_path: Path) -> None:
     tool.chmod(0o755)
     subprocess.run(["sh", str(script)], check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     lines = calls.read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["--onnx=vision.onnx", "--onnx=prefill.onnx"]
+    assert [line.split()[0] for line in lines] == ["--onnx=../onnx/vision.onnx", "--onnx=../onnx/prefill.onnx"]
     assert all("--stronglyTyped" in line for line in lines)
     assert "about 4.5 GiB" in script.read_text()
 
 
 def test_findings_of_the_lint_are_failed_checks(tmp_path: Path) -> None:
     write(tmp_path / "bad.onnx", BAD["more than TopK can"])
-    outcome = prove_trt(tmp_path, {"bad.onnx": 0})
+    outcome = prove_trt(tmp_path, {"bad.onnx": 0}, tmp_path / "trt")
     failed = [check for check in outcome.checks if not check.passed]
     assert any("topk-limit" in check.detail for check in failed)

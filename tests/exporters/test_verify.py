@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from tokcarve.exporters.device.compare import Check
-from tokcarve.exporters.device.face import FACE_DIRECTORY, OrtFace
+from tokcarve.exporters.device.face import EXPORT, FOLDER, ExportRecord
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Face
 from tokcarve.exporters.export import ExportResult
@@ -33,18 +33,18 @@ from tokcarve.recipes.carve import carve
 @dataclass(frozen=True)
 class World:
     artifact: Path
-    record: OrtFace
+    record: ExportRecord
     golden: Golden
     model: nn.Module
 
     @property
     def face(self) -> Path:
-        return self.artifact / FACE_DIRECTORY
+        return self.artifact / EXPORT / FOLDER
 
 
 @pytest.fixture(scope="module")
 def world(result: ExportResult) -> World:
-    artifact = result.directory.parent.parent
+    artifact = result.directory.parent
     found = read_artifact(artifact)
     model = read_model(found.open_base().path)
     carved, plain = carve(model, found).graphs, families.capture(model)

@@ -132,7 +132,7 @@ def test_unequal_lists_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_export_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="has no export/ort yet; write it with `tokcarve export"):
+    with pytest.raises(ExportError, match="has no export yet; write it with `tokcarve export"):
         Answerer(tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_a_newer_record_is_refused(tmp_path: Path) -> None:
 
 def test_a_changed_graph_is_refused(tmp_path: Path) -> None:
     write_toy(tmp_path)
-    path = tmp_path / "export" / "ort" / "decode.onnx"
+    path = tmp_path / "export" / "onnx" / "decode.onnx"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))

@@ -15,7 +15,8 @@ from transformers import LlavaForConditionalGeneration
 
 from tokcarve.exporters.device.answer import Answerer
 from tokcarve.exporters.device.conversation import Conversation, OrtVoice, converse
-from tokcarve.exporters.export import export_ort
+from tokcarve.exporters.export import export_artifact
+from tokcarve.exporters.faces.kind import Request
 from tokcarve.exporters.reply import converse_in_torch
 from tokcarve.passes.errors import ModelError
 from tokcarve.passes.inputs.prompt import DEFAULT_TEMPLATE, Prompter, PromptError
@@ -28,7 +29,7 @@ NEW = 5
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = make_artifact(tmp_path_factory.mktemp("turns"), "fastv", text_layers=3)
-    export_ort(made, max_text=48, max_new=160)
+    export_artifact(made, Request(max_text=48, max_new=160))
     return made
 
 

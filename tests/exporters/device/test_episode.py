@@ -12,7 +12,8 @@ from PIL import Image
 from tokcarve.exporters.device.answer import Answerer
 from tokcarve.exporters.device.episode import ActionHistory, Episode, Order
 from tokcarve.exporters.eager import load
-from tokcarve.exporters.export import export_ort
+from tokcarve.exporters.export import export_artifact
+from tokcarve.exporters.faces.kind import Request
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.inputs.prompt import PromptError
 
@@ -40,7 +41,7 @@ def test_a_history_that_is_none(window: int, decay: float) -> None:
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = make_artifact(tmp_path_factory.mktemp("vla"), "vla_pruner", text_layers=6)
-    export_ort(made, max_text=24, max_new=MAX_NEW)
+    export_artifact(made, Request(max_text=24, max_new=MAX_NEW))
     return made
 
 

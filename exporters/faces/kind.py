@@ -1,0 +1,96 @@
+"""What a face is made of: the graphs that it needs, the files beside them, and how all of it is proven."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from tokcarve.exporters.device.compare import Check
+from tokcarve.exporters.device.face import EXPORT, FOLDER, ExportRecord
+from tokcarve.exporters.golden import Golden
+from tokcarve.exporters.graph_file import GraphFile
+from tokcarve.exporters.modules import FaceGraph
+from tokcarve.exporters.source import Carved, Source
+from tokcarve.passes.router import Router
+from tokcarve.recipes.artifact import Artifact
+
+__all__ = ["FaceKind", "Proof", "Request", "Work"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of an export: its faces, images per run, most text tokens of a prompt, most new ones."""
+
+    faces: tuple[str, ...] = ("ort",)
+    batch: int = 1
+    max_text: int = 64
+    max_new: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """An export that is being made in `root`, which looks like an artifact: its graphs are written, and golden samples.
+
+    `draft` is its record before anything was checked; `goldens` has the samples of each side with what torch makes of
+    them, and is empty where this machine cannot run the model; `router` is that of a set with all of its weights.
+    """
+
+    root: Path
+    source: Source
+    request: Request
+    draft: ExportRecord
+    graphs: tuple[GraphFile, ...]
+    goldens: tuple[tuple[Carved, Golden], ...]
+    router: Router | None
+
+    @property
+    def directory(self) -> Path:
+        """The export."""
+        return self.root / EXPORT
+
+    @property
+    def onnx(self) -> Path:
+        """Its graphs and their weights."""
+        return self.directory / FOLDER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """The checks that were made of a face, and what was not checked; `said` is a sentence for the user, `engines` and
+    `script` are files that were made beside the graphs."""
+
+    checks: tuple[Check, ...] = ()
+    not_checked: tuple[str, ...] = ()
+    said: str | None = None
+    engines: tuple[str, ...] = ()
+    script: str | None = None
+
+
+class FaceKind(ABC):
+    """One runtime's layout: `name` is that of the option and of its directory in an export, `about` says whom it is
+    for."""
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+
+    def refuses(self, artifact: Artifact, request: Request) -> str | None:
+        """Why this face cannot carry the artifact, and which can; None where it can. No weight is read for it."""
+        return None
+
+    @abstractmethod
+    def pieces(self, source: Source) -> Iterator[tuple[str, FaceGraph]]:
+        """Every graph with its file name, in order; graphs of one name are the same in every face."""
+
+    def complete(self, work: Work) -> None:
+        """Writes what the face has beside graphs and weights."""
+        return None
+
+    def graphs(self, work: Work) -> list[GraphFile]:
+        """Those of the written graphs that are its own."""
+        names = {name for name, _ in self.pieces(work.source)}
+        return [graph for graph in work.graphs if graph.name in names]
+
+    @abstractmethod
+    def prove(self, work: Work) -> Proof:
+        """Compares the face with torch, by the runtime that it is for where that is here."""

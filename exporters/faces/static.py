@@ -1,0 +1,77 @@
+"""The faces of static graphs: `ort`, four graphs per side that ONNX Runtime runs, and `trt`, the same for TensorRT.
+
+A budget set adds four graphs per further budget, which read the same weights, and a router.
+"""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from tokcarve.exporters import verify
+from tokcarve.exporters.device.compare import Check
+from tokcarve.exporters.device.face import ROUTER
+from tokcarve.exporters.device.pipeline import Pipeline
+from tokcarve.exporters.device.session import Face
+from tokcarve.exporters.faces.kind import FaceKind, Proof, Work
+from tokcarve.exporters.golden import Golden
+from tokcarve.exporters.modules import FaceGraph
+from tokcarve.exporters.source import Source
+from tokcarve.exporters.trt import prove_trt
+
+__all__ = ["Ort", "Trt"]
+
+
+class Ort(FaceKind):
+    """Static graphs for ONNX Runtime, `run` and `profile`."""
+
+    name: ClassVar[str] = "ort"
+    about: ClassVar[str] = "static graphs for ONNX Runtime, run and profile"
+
+    def pieces(self, source: Source) -> Iterator[tuple[str, FaceGraph]]:
+        """Four graphs per budget and of the whole model, and the router of a set."""
+        return source.pieces()
+
+    def prove(self, work: Work) -> Proof:
+        """ONNX Runtime against torch on the golden samples of every budget."""
+        source, checks, left = work.source, list[Check](), ["no run on an edge device"]
+        face = Face(artifact=work.root, record=work.draft, providers=("CPUExecutionProvider",))
+        for one, golden in work.goldens:
+            further = one is not source.largest
+            label = f"pruned to {one.budget}" if further else "pruned"
+            made = _numbers(Pipeline(face, baseline=False, budget=one.budget if further else None), golden, label)
+            if not further:
+                made += _numbers(Pipeline(face, baseline=True), golden, "unpruned")
+                if source.router is not None and work.router is not None:
+                    made.append(verify.check_router(face.open(ROUTER), work.router, golden.samples))
+            verify.require(made)
+            checks += made
+        if work.goldens:
+            left.insert(0, "ONNX Runtime ran on the CPU; no GPU provider was tried")
+        return Proof(checks=tuple(checks), not_checked=tuple(left))
+
+
+class Trt(Ort):
+    """The same graphs for TensorRT: checked by its rules, with engines or the script that builds them."""
+
+    name: ClassVar[str] = "trt"
+    about: ClassVar[str] = "the same static graphs for TensorRT, with engines or the script that builds them"
+
+    def prove(self, work: Work) -> Proof:
+        """Lint, and a build on the CPU where tensorrt-rtx is here; and what ONNX Runtime makes of the graphs, unless
+        the export has that from `ort`."""
+        proof = Proof() if Ort.name in work.request.faces else super().prove(work)
+        weights = {graph.name: graph.weight_bytes for graph in self.graphs(work)}
+        outcome = prove_trt(work.onnx, weights, work.directory / self.name)
+        return Proof(
+            checks=proof.checks + outcome.checks,
+            not_checked=proof.not_checked + outcome.not_checked,
+            said=outcome.said,
+            engines=outcome.engines,
+            script=outcome.script,
+        )
+
+
+def _numbers(pipeline: Pipeline, golden: Golden, side: str) -> list[Check]:
+    expected = golden.plain if pipeline.baseline else golden.pruned
+    made = verify.check_numbers(pipeline, golden.samples, expected, side=side)
+    pipeline.release()
+    return made
