@@ -23,6 +23,9 @@ def export(
     trt: Annotated[
         bool, typer.Option("--trt", help="Also --face trt: check for TensorRT; build engines or the script.")
     ] = False,
+    reference_weights: Annotated[
+        bool, typer.Option("--reference-weights", help="Leave weights in the checkpoint's files where they fit.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -36,7 +39,13 @@ def export(
     from tokcarve.exporters.faces.kind import Request
 
     names = list(FACES) if face == "all" else [name.strip() for name in face.split(",")] + ["trt"] * trt
-    request = Request(faces=tuple(dict.fromkeys(names)), batch=batch, max_text=max_text, max_new=max_new)
+    request = Request(
+        faces=tuple(dict.fromkeys(names)),
+        batch=batch,
+        max_text=max_text,
+        max_new=max_new,
+        reference_weights=reference_weights,
+    )
     with progress_bars() as progress:
         result = export_artifact(place, request, force=force, progress=progress)
     if as_json:
@@ -67,7 +76,7 @@ def _print(result: "ExportResult", place: Path) -> None:
         f"{record.max_text} text tokens and {record.max_new} new ones, all constant",
         "budgets": f"{', '.join(map(str, record.counts))} tokens, by router.onnx" if record.counts else None,
         "format": f"ONNX opset {record.opset}, {record.dtype}",
-        "weights": f"onnx/weights.data, {result.weight_bytes / 2**20:.1f} MiB, shared by all graphs",
+        "weights": _weights(result),
         "time": f"{result.seconds:.1f} s",
         "faces": ", ".join(record.faces),
         **{name: proof.said for name, proof in result.proofs.items()},
@@ -81,3 +90,9 @@ def _print(result: "ExportResult", place: Path) -> None:
     )
     if STATIC & set(record.faces):
         print_line(f"next: tokcarve run {place} --image IMAGE --prompt TEXT, or tokcarve profile {place}")
+
+
+def _weights(result: "ExportResult") -> str:
+    said = f"onnx/weights.data, {result.weight_bytes / 2**20:.1f} MiB, shared by all graphs"
+    shards = [name for name in result.record.files if name.endswith(".safetensors") and name.startswith("onnx/")]
+    return f"{said}; the rest stays in the checkpoint's {', '.join(shards)} (hard links)" if shards else said

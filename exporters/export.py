@@ -33,6 +33,7 @@ from tokcarve.exporters.prove import prove
 from tokcarve.exporters.source import Source, load_source, read_source
 from tokcarve.exporters.weights import Placed, WeightFile
 from tokcarve.passes.errors import ExportError
+from tokcarve.passes.families.blank import DTYPES
 from tokcarve.passes.geometry import Geometry
 from tokcarve.recipes.artifact import Artifact, read_artifact
 from tokcarve.recipes.atomic import replace_directory, write_file
@@ -146,7 +147,7 @@ def _write(
     """Graphs and weights, then golden samples, of which no more is known than that torch made them."""
     pieces = dict(piece for kind in kinds for piece in kind.pieces(source))
     stage = root / EXPORT
-    graphs, tensors, weights = _write_graphs(source, pieces, stage / FOLDER, tell)
+    graphs, tensors, weights = _write_graphs(source, request, pieces, stage / FOLDER, tell)
     reading = read_source(source)
     if isinstance(reading, str):
         goldens, router = [], None
@@ -166,12 +167,13 @@ def _write(
 
 
 def _write_graphs(
-    source: Source, pieces: Mapping[str, FaceGraph], folder: Path, tell: Progress
+    source: Source, request: Request, pieces: Mapping[str, FaceGraph], folder: Path, tell: Progress
 ) -> tuple[tuple[GraphFile, ...], dict[str, StoredTensor], FaceFile]:
     names = weight_names(source.model)
     table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
     written = []
-    with WeightFile(folder / WEIGHTS, source.stored) as weights:
+    as_stored = names.values() if request.reference_weights else (table,)
+    with WeightFile(folder / WEIGHTS, source.stored, refer=request.reference_weights) as weights:
         for done, (name, piece) in enumerate(pieces.items()):
             tell("writing graphs", done, len(pieces))
             started = time.perf_counter()
@@ -181,10 +183,18 @@ def _write_graphs(
                 input_names=piece.input_names,
                 output_names=piece.output_names,
                 names=names,
-                as_stored=(table,),
+                as_stored=as_stored,
             )
             size = weights.save(model, folder / name)
             written.append(graph_file_of(name, model, size, time.perf_counter() - started))
+    if request.reference_weights and not weights.referred:
+        dtypes = " and ".join(
+            sorted({str(DTYPES[one.entry.dtype]).removeprefix("torch.") for one in source.stored.values()})
+        )
+        raise ExportError(
+            f"--reference-weights: no weight of the checkpoint ({dtypes}) is what the export reads (float32), so all "
+            "must be converted; leave the option out"
+        )
     return tuple(written), _stored(weights.placed), weights.record
 
 

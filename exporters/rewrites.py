@@ -62,7 +62,8 @@ def _flipped(graph: ir.Graph, weight: ir.Value) -> ir.Value:
 def _as_gemm(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
     """`MatMul(x, weight^T)` as `Gemm(transB=1)`, which reads the layout that the embedding table has."""
     rows, out = product.inputs[0], product.outputs[0]
-    shape = [int(size) for size in out.shape]
+    # what came out of an inlined function has no shape yet
+    shape = [int(size) for size in (*rows.shape[:-1], weight.const_value.shape[0])]
     flat = ir.node("Reshape", [rows, _ints(graph, [-1, int(rows.shape[-1])])], name=f"{product.name}_flat")
     gemm = ir.node("Gemm", [flat.outputs[0], weight], attributes={"transB": 1}, name=f"{product.name}_gemm")
     back = ir.node("Reshape", [gemm.outputs[0], _ints(graph, shape)], name=product.name)

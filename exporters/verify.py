@@ -68,9 +68,12 @@ def _blocks(found: NDArray[np.generic]) -> Iterator[tuple[slice, ...]]:
 
 
 def _external(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """The weights of a graph, mapped from their file here: onnx_ir reads none from a file that has two names."""
     for value in ir.load(path).graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            yield str(value.name), value.const_value.numpy()
+        one = value.const_value
+        if isinstance(one, ir.ExternalTensor):
+            shape = tuple(one.shape.numpy())
+            yield str(value.name), np.memmap(path.parent / one.location, one.dtype.numpy(), "r", one.offset or 0, shape)
 
 
 def check_numbers(

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from tokcarve.exporters.device.face import FaceFile
 from tokcarve.exporters.tensors import SMALL, address, identity
 from tokcarve.passes.errors import ExportError
-from tokcarve.passes.families.blank import Stored
+from tokcarve.passes.families.blank import DTYPES, Stored
 
 __all__ = ["ALIGNMENT", "Placed", "WeightFile", "pieces"]
 
@@ -29,12 +30,14 @@ _PIECE = 1 << 26  # bytes written at once, at least a row
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """Where a tensor lies in the file (bytes), under the name of the first graph that brought it; its SHA-256."""
+    """Where a tensor lies in its file (bytes), under the name of the first graph that brought it; its SHA-256, unless
+    that file was there before."""
 
     name: str
     offset: int
     length: int
-    sha256: str
+    file: str
+    sha256: str = ""
 
 
 class WeightFile:
@@ -45,10 +48,13 @@ class WeightFile:
     what is written is the tensor of the checkpoint that belongs there, read, converted and transposed on the way. The
     graphs must lie in the directory of `path`: ONNX Runtime, the ONNX checker and TensorRT all refuse external data
     outside a graph's own directory.
+
+    With `refer` a tensor that the checkpoint holds just so is not written: the checkpoint's file gets a second name in
+    that directory (a hard link), and graphs read it there. `referred` counts these bytes.
     """
 
-    def __init__(self, path: Path, stored: Mapping[int, Stored] | None = None) -> None:
-        self.path, self.stored = path, stored if stored is not None else {}
+    def __init__(self, path: Path, stored: Mapping[int, Stored] | None = None, *, refer: bool = False) -> None:
+        self.path, self.stored, self.refer, self.referred = path, stored if stored is not None else {}, refer, 0
         self.placed: list[Placed] = []
         self._written = 0
         self._by_identity: dict[Any, tuple[ir.TensorProtocol, Placed]] = {}
@@ -91,7 +97,7 @@ class WeightFile:
                 continue
             where = self._place(tensor, str(value.name))
             value.const_value = ir.ExternalTensor(
-                self.path.name,
+                where.file,
                 where.offset,
                 where.length,
                 tensor.dtype,
@@ -106,10 +112,29 @@ class WeightFile:
         key = identity(tensor)
         if key not in self._by_identity:
             origin = self.stored.get(address(tensor) or 0)
-            placed = self._by_bytes(tensor, name) if origin is None else self._write(pieces(origin, tensor), name)
+            if origin is None:
+                placed = self._by_bytes(tensor, name)
+            elif self.refer and _holds(origin, tensor):
+                placed = self._linked(origin)
+            else:
+                placed = self._write(pieces(origin, tensor), name)
             # the tensor is kept as well, so that its address cannot come to stand for another one
             self._by_identity[key] = (tensor, placed)
         return self._by_identity[key][1]
+
+    def _linked(self, origin: Stored) -> Placed:
+        shard, link = origin.path.resolve(), self.path.with_name(origin.path.name)
+        try:
+            if not link.exists():
+                os.link(shard, link)
+        except OSError as error:
+            raise ExportError(
+                f"{shard} cannot have a second name in {self.path.parent} ({error.strerror}); put artifact and "
+                "checkpoint on one disk that has hard links, or export without --reference-weights"
+            ) from None
+        entry = origin.entry
+        self.referred += entry.end - entry.start
+        return Placed(name=origin.name, offset=entry.start, length=entry.end - entry.start, file=link.name)
 
     def _by_bytes(self, tensor: ir.TensorProtocol, name: str) -> Placed:
         data = tensor.tobytes()
@@ -127,7 +152,8 @@ class WeightFile:
         offset = self._written
         for part in itertools.chain([first], parts):
             self._append(part, digest)
-        self.placed.append(Placed(name=name, offset=offset, length=self._written - offset, sha256=digest.hexdigest()))
+        length, sha256 = self._written - offset, digest.hexdigest()
+        self.placed.append(Placed(name=name, offset=offset, length=length, file=self.path.name, sha256=sha256))
         return self.placed[-1]
 
     def _append(self, part: memoryview, *digests: Any) -> None:
@@ -141,6 +167,13 @@ class WeightFile:
         self._file.write(part)
         self._written += len(part)
         done.result()
+
+
+def _holds(origin: Stored, tensor: ir.TensorProtocol) -> bool:
+    """Whether the checkpoint's bytes are those of `tensor`: same dtype, same layout."""
+    raw: Tensor = tensor.raw
+    same = DTYPES[origin.entry.dtype] == raw.dtype and tuple(raw.shape) == origin.entry.shape
+    return same and raw.is_contiguous()
 
 
 def pieces(origin: Stored, tensor: ir.TensorProtocol) -> Iterator[memoryview]:

@@ -20,12 +20,14 @@ __all__ = ["FaceKind", "Proof", "Request", "Work"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked of an export: its faces, images per run, most text tokens of a prompt, most new ones."""
+    """What is asked of an export: its faces, images per run, most text tokens of a prompt, most new ones; and whether
+    weights that need no conversion stay in the checkpoint's files, which get second names in the export."""
 
     faces: tuple[str, ...] = ("ort",)
     batch: int = 1
     max_text: int = 64
     max_new: int = 64
+    reference_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

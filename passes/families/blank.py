@@ -18,7 +18,7 @@ from tokcarve.passes.errors import ModelError
 from tokcarve.passes.families.load import build_model, read_config
 from tokcarve.passes.shards import TensorEntry, read_header
 
-__all__ = ["Blank", "Stored", "blank_model"]
+__all__ = ["DTYPES", "Blank", "Stored", "blank_model"]
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Of weights that a model is made of, as safetensors calls them."""
