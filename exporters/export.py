@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from tokcarve.exporters.device.face import (
     EXPORT,
     FOLDER,
@@ -29,7 +31,10 @@ from tokcarve.exporters.golden import save_golden
 from tokcarve.exporters.graph_file import GraphFile, graph_file_of
 from tokcarve.exporters.modules import FaceGraph, Shapes
 from tokcarve.exporters.onnx import OPSET, lower, weight_names
+from tokcarve.exporters.precision import needed_opset, precision_of
 from tokcarve.exporters.prove import prove
+from tokcarve.exporters.quantise import Quantiser
+from tokcarve.exporters.sizes import header_bytes, predict
 from tokcarve.exporters.source import Source, load_source, read_source
 from tokcarve.exporters.weights import Placed, WeightFile
 from tokcarve.passes.errors import ExportError
@@ -72,14 +77,17 @@ def export_artifact(
     started = time.perf_counter()
     tell = progress if progress is not None else lambda what, done, total: None
     request = request if request is not None else Request()
-    kinds = _kinds(request.faces)
+    kinds, precision = _kinds(request.faces), precision_of(request.precision)
     found = read_artifact(Path(artifact))
     place = found.directory / EXPORT
     _check_request(found, place, kinds, request, force)
     tell("reading weights", 0, 1)
-    source = load_source(found, batch=request.batch, max_text=request.max_text, max_new=request.max_new)
+    source = load_source(
+        found, batch=request.batch, max_text=request.max_text, max_new=request.max_new, precision=precision
+    )
     tell("reading weights", 1, 1)
-    _check_room(source.bytes, found.directory)
+    if not request.reference_weights:  # which weights need no room there is known once graphs are
+        _check_room(header_bytes(source.stored, source.matrices, precision), found.directory)
     with replace_directory(place) as root:
         # the device runtime, which proves the export, expects the layout of an artifact
         stage = root / EXPORT
@@ -147,7 +155,7 @@ def _write(
     """Graphs and weights, then golden samples, of which no more is known than that torch made them."""
     pieces = dict(piece for kind in kinds for piece in kind.pieces(source))
     stage = root / EXPORT
-    graphs, tensors, weights = _write_graphs(source, request, pieces, stage / FOLDER, tell)
+    graphs, tensors, weights, predicted = _write_graphs(source, request, pieces, stage / FOLDER, tell)
     reading = read_source(source)
     if isinstance(reading, str):
         goldens, router = [], None
@@ -161,41 +169,59 @@ def _write(
         gap = f"no number was compared with the model in torch: {reading}; export where they are"
         draft = draft.model_copy(update={"not_checked": (gap,)})
     work = Work(
-        root=root, source=source, request=request, draft=draft, graphs=graphs, goldens=tuple(goldens), router=router
+        root=root,
+        source=source,
+        request=request,
+        draft=draft,
+        graphs=graphs,
+        goldens=tuple(goldens),
+        router=router,
+        predicted=predicted,
     )
     return work, weights
 
 
 def _write_graphs(
     source: Source, request: Request, pieces: Mapping[str, FaceGraph], folder: Path, tell: Progress
-) -> tuple[tuple[GraphFile, ...], dict[str, StoredTensor], FaceFile]:
-    names = weight_names(source.model)
+) -> tuple[tuple[GraphFile, ...], dict[str, StoredTensor], FaceFile, int]:
+    """All graphs are made before any is written: then the size of the weight file is known, and compared."""
+    names, models = weight_names(source.model), dict[str, ir.Model]()
     table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
-    written = []
+    quantiser = Quantiser(source.plain.graphs.parts, source.precision, source.stored)
+    written, seconds = [], dict[str, float]()
     as_stored = names.values() if request.reference_weights else (table,)
-    with WeightFile(folder / WEIGHTS, source.stored, refer=request.reference_weights) as weights:
-        for done, (name, piece) in enumerate(pieces.items()):
-            tell("writing graphs", done, len(pieces))
+    for done, (name, piece) in enumerate(pieces.items()):
+        tell("making graphs", done, len(pieces))
+        started = time.perf_counter()
+        models[name] = lower(
+            piece.module,
+            piece.inputs,
+            input_names=piece.input_names,
+            output_names=piece.output_names,
+            names=names,
+            as_stored=as_stored,
+        )
+        quantiser.apply(models[name])
+        seconds[name] = time.perf_counter() - started
+    refer = request.reference_weights
+    predicted = predict(models.values(), source.named, source.stored, source.precision, refer=refer)
+    _check_room(predicted, folder)
+    with WeightFile(folder / WEIGHTS, source.stored, refer=refer) as weights:
+        for done, (name, model) in enumerate(models.items()):
+            tell("writing graphs", done, len(models))
             started = time.perf_counter()
-            model = lower(
-                piece.module,
-                piece.inputs,
-                input_names=piece.input_names,
-                output_names=piece.output_names,
-                names=names,
-                as_stored=as_stored,
-            )
             size = weights.save(model, folder / name)
-            written.append(graph_file_of(name, model, size, time.perf_counter() - started))
+            written.append(graph_file_of(name, model, size, seconds[name] + time.perf_counter() - started))
     if request.reference_weights and not weights.referred:
         dtypes = " and ".join(
             sorted({str(DTYPES[one.entry.dtype]).removeprefix("torch.") for one in source.stored.values()})
         )
         raise ExportError(
-            f"--reference-weights: no weight of the checkpoint ({dtypes}) is what the export reads (float32), so all "
-            "must be converted; leave the option out"
+            f"--reference-weights: no weight of the checkpoint ({dtypes}) is what the export reads "
+            f"({source.precision.type_name}), so all must be converted; leave the option out, or give the --precision "
+            "that the checkpoint has"
         )
-    return tuple(written), _stored(weights.placed), weights.record
+    return tuple(written), _stored(weights.placed), weights.record, predicted
 
 
 def _stored(placed: Sequence[Placed]) -> dict[str, StoredTensor]:
@@ -219,8 +245,9 @@ def _record(
         total=sizes.total,
         max_text=sizes.prompt - sizes.tokens,
         max_new=sizes.max_new,
-        opset=OPSET,
-        dtype="float32",
+        opset=max(OPSET, needed_opset(request.precision, "ort")),
+        dtype=source.precision.type_name,
+        precision=source.precision.name,
         positions=manifest.positions,
         pruned=Side(**_counts(sizes)),
         baseline=Side(**_counts(plain)),

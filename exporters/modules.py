@@ -177,7 +177,10 @@ def _prompt(graphs: TokenGraphs, sizes: Shapes) -> Tensor:
 
 def _embedding(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
     ids = _prompt(graphs, sizes)
-    inputs: tuple[Tensor, ...] = (ids, torch.zeros(sizes.batch, sizes.tokens, graphs.geometry.text.hidden, dtype=_dtype(graphs)))
+    inputs: tuple[Tensor, ...] = (
+        ids,
+        torch.zeros(sizes.batch, sizes.tokens, graphs.geometry.text.hidden, dtype=_dtype(graphs)),
+    )
     names: tuple[str, ...] = ("input_ids", "image_features")
     if graphs.embedding.total is not None:
         inputs += (torch.arange(sizes.tokens).expand(sizes.batch, -1).contiguous(),)

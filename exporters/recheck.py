@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tokcarve.exporters.device.compare import Asked, Check, Said, check_numbers, check_power, read_golden
+from tokcarve.exporters.device.compare import Asked, Check, Said, check_numbers, check_power, read_golden, uncompared
 from tokcarve.exporters.device.face import (
     EXPORT,
     RECORD,
@@ -22,6 +22,7 @@ from tokcarve.exporters.device.face import (
 )
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Face
+from tokcarve.exporters.proving import proving_face, unshown
 from tokcarve.recipes.artifact import read_artifact
 
 __all__ = ["Report", "recheck"]
@@ -57,12 +58,25 @@ def recheck(artifact: Path, *, trt: bool = False, progress: Progress | None = No
     left = ["the checkpoint: weights are what export wrote, and export compared them with it"]
     if all(check.passed for check in checks):
         checks += _rules(directory, record, left, trt, tell)
-        face = Face(artifact=artifact, record=record)
-        provider = face.open("vision").provider
-        checks += _numbers(face, directory, left, tell)
+        provider, made = _run_all(artifact, record, left, tell)
+        checks += made
     else:
         provider, left = "none", [*left, "the graphs were not run, for files are not those that were exported"]
     return Report(checks=tuple(checks), not_checked=tuple(left), provider=provider)
+
+
+def _run_all(artifact: Path, record: ExportRecord, left: list[str], tell: Progress) -> tuple[str, list[Check]]:
+    """Where the graphs ran, and what comparing their numbers found."""
+    try:
+        face = proving_face(artifact, record)
+    except ModuleNotFoundError as error:
+        left.append(
+            f"numbers: no CPU runs bfloat16 graphs, and {error.name}, which makes float32 of them, is not installed"
+        )
+        return "none", []
+    left += unshown(face)
+    provider = face.open("vision").provider
+    return provider, list(_numbers(face, artifact / EXPORT, left, tell))
 
 
 def _files(directory: Path, record: ExportRecord, tell: Progress) -> Iterator[Check]:
@@ -134,6 +148,7 @@ def _numbers(face: Face, directory: Path, left: list[str], tell: Progress) -> It
         tell(f"running {label}", 0, 2)
         made = _run(Pipeline(face, baseline=False, budget=further), samples, carved, label)
         tell(f"running {label}", 1, 2)
+        left += uncompared(made, label)
         if further is None:
             made += _run(Pipeline(face, baseline=True), samples, whole, "unpruned")
         yield from made

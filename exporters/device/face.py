@@ -84,7 +84,8 @@ class ExportRecord(_Closed):
     """What is in an export: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from,
     `files` every file by its path in `export/`, `tensors` what the weight file holds, by name, `open` the graphs with
     dimensions that are no constants, with the names of these. Of a budget set `pruned` is the largest budget, `budgets`
-    are the others, and `router` chooses among them."""
+    are the others, and `router` chooses among them. Graphs compute in `dtype`; `precision` is what was asked
+    for."""
 
     format: Literal[1] = 1
     faces: tuple[str, ...]
@@ -93,7 +94,7 @@ class ExportRecord(_Closed):
     max_text: int
     max_new: int
     opset: int
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "bfloat16"]
     positions: Literal["renumbered", "original"]
     pruned: Side
     baseline: Side
@@ -106,6 +107,7 @@ class ExportRecord(_Closed):
     open: dict[str, tuple[str, ...]] = {}
     budgets: tuple[BudgetSide, ...] = ()
     router: RouterRecord | None = None
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp32"
     digest: str = ""
 
     @property

@@ -21,13 +21,15 @@ __all__ = ["FaceKind", "Proof", "Request", "Work"]
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What is asked of an export: its faces, images per run, most text tokens of a prompt, most new ones; and whether
-    weights that need no conversion stay in the checkpoint's files, which get second names in the export."""
+    weights that need no conversion stay in the checkpoint's files, which get second names in the export; `precision` is
+    one of `precision.PRECISIONS`."""
 
     faces: tuple[str, ...] = ("ort",)
     batch: int = 1
     max_text: int = 64
     max_new: int = 64
     reference_weights: bool = False
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,8 @@ class Work:
     """An export that is being made in `root`, which looks like an artifact: its graphs are written, and golden samples.
 
     `draft` is its record before anything was checked; `goldens` has the samples of each side with what torch makes of
-    them, and is empty where this machine cannot run the model; `router` is that of a set with all of its weights.
+    them, and is empty where this machine cannot run the model; `router` is that of a set with all of its weights, and
+    `predicted` the size of the weight file in bytes, as it was before it was written.
     """
 
     root: Path
@@ -45,6 +48,7 @@ class Work:
     graphs: tuple[GraphFile, ...]
     goldens: tuple[tuple[Carved, Golden], ...]
     router: Router | None
+    predicted: int
 
     @property
     def directory(self) -> Path:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from tokcarve.exporters import verify
+from tokcarve.exporters.device import compare
 from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.face import ROUTER
 from tokcarve.exporters.device.pipeline import Pipeline
-from tokcarve.exporters.device.session import Face
 from tokcarve.exporters.faces.kind import FaceKind, Proof, Work
 from tokcarve.exporters.golden import Golden
 from tokcarve.exporters.modules import FaceGraph
+from tokcarve.exporters.proving import CPU, proving_face, unshown
 from tokcarve.exporters.source import Source
 from tokcarve.exporters.trt import prove_trt
 
@@ -33,19 +34,21 @@ class Ort(FaceKind):
     def prove(self, work: Work) -> Proof:
         """ONNX Runtime against torch on the golden samples of every budget."""
         source, checks, left = work.source, list[Check](), ["no run on an edge device"]
-        face = Face(artifact=work.root, record=work.draft, providers=("CPUExecutionProvider",))
+        face = proving_face(work.root, work.draft, CPU)
         for one, golden in work.goldens:
             further = one is not source.largest
             label = f"pruned to {one.budget}" if further else "pruned"
             made = _numbers(Pipeline(face, baseline=False, budget=one.budget if further else None), golden, label)
+            left += compare.uncompared(made, label)
             if not further:
                 made += _numbers(Pipeline(face, baseline=True), golden, "unpruned")
                 if source.router is not None and work.router is not None:
-                    made.append(verify.check_router(face.open(ROUTER), work.router, golden.samples))
+                    graph = face.open(ROUTER)
+                    made.append(verify.check_router(graph, work.router, golden.samples, work.draft.dtype))
             verify.require(made)
             checks += made
         if work.goldens:
-            left.insert(0, "ONNX Runtime ran on the CPU; no GPU provider was tried")
+            left[:0] = [*unshown(face), "ONNX Runtime ran on the CPU; no GPU provider was tried"]
         return Proof(checks=tuple(checks), not_checked=tuple(left))
 
 
@@ -72,6 +75,6 @@ class Trt(Ort):
 
 def _numbers(pipeline: Pipeline, golden: Golden, side: str) -> list[Check]:
     expected = golden.plain if pipeline.baseline else golden.pruned
-    made = verify.check_numbers(pipeline, golden.samples, expected, side=side)
+    made = verify.check_numbers(pipeline, golden.samples, expected, side=side, dtype=pipeline.record.dtype)
     pipeline.release()
     return made
