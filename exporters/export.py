@@ -33,6 +33,8 @@ from tokcarve.exporters.modules import FaceGraph, Shapes
 from tokcarve.exporters.onnx import OPSET, lower, weight_names
 from tokcarve.exporters.precision import needed_opset, precision_of
 from tokcarve.exporters.prove import prove
+from tokcarve.exporters.proving import CPU, proving_face
+from tokcarve.exporters.quality import hear, measure
 from tokcarve.exporters.quantise import Quantiser
 from tokcarve.exporters.sizes import header_bytes, predict
 from tokcarve.exporters.source import Source, load_source, read_source
@@ -96,7 +98,9 @@ def export_artifact(
         for kind in kinds:
             kind.complete(work)
         proofs = prove(work, kinds, tell)
+        tell("measuring quality", 0, 1)
         record = _finish(work, weights, proofs)
+        tell("measuring quality", 1, 1)
         write_file(stage / RECORD, seal(record))
         for path in list(stage.iterdir()):
             path.rename(root / path.name)
@@ -157,10 +161,12 @@ def _write(
     stage = root / EXPORT
     graphs, tensors, weights, predicted = _write_graphs(source, request, pieces, stage / FOLDER, tell)
     reading = read_source(source)
+    heard = None
     if isinstance(reading, str):
         goldens, router = [], None
     else:
         goldens, router = [(one, reading.golden(one)) for one in source.carved], reading.router
+        heard = hear(source, reading.unrounded(), goldens[0][1].samples)
     for one, golden in goldens:
         name = "golden.npz" if one is source.largest else f"golden.k{one.budget}.npz"
         save_golden(golden, one.graphs.geometry, stage / name)
@@ -177,6 +183,7 @@ def _write(
         goldens=tuple(goldens),
         router=router,
         predicted=predicted,
+        heard=heard,
     )
     return work, weights
 
@@ -218,7 +225,7 @@ def _write_graphs(
         )
         raise ExportError(
             f"--reference-weights: no weight of the checkpoint ({dtypes}) is what the export reads "
-            f"({source.precision.type_name}), so all must be converted; leave the option out, or give the --precision "
+            f"({source.precision.computes}), so all must be converted; leave the option out, or give the --precision "
             "that the checkpoint has"
         )
     return tuple(written), _stored(weights.placed), weights.record, predicted
@@ -246,7 +253,7 @@ def _record(
         max_text=sizes.prompt - sizes.tokens,
         max_new=sizes.max_new,
         opset=max(OPSET, needed_opset(request.precision, "ort")),
-        dtype=source.precision.type_name,
+        dtype=source.precision.computes,
         precision=source.precision.name,
         positions=manifest.positions,
         pruned=Side(**_counts(sizes)),
@@ -270,11 +277,17 @@ def _finish(work: Work, weights: FaceFile, proofs: Mapping[str, Proof]) -> Expor
     files = {name: weights if name == heavy else file_record(stage / name) for name in names}
     checks = [one for proof in proofs.values() for one in proof.checks]
     left = [text for proof in proofs.values() for text in proof.not_checked]
+    quality = None
+    if work.heard is not None:
+        quality = measure(work.heard, proving_face(work.root, work.draft, CPU, exact=False))
     if "trt" not in proofs:
         left.append("TensorRT: no lint, no parse, no build (export --trt does them)")
     return work.draft.model_copy(
         update={
             "files": files,
+            "quality": None
+            if work.heard is None
+            else measure(work.heard, proving_face(work.root, work.draft, CPU, exact=False)),
             "checks": tuple(CheckRecord(name=one.name, passed=one.passed, detail=one.detail) for one in checks),
             "not_checked": tuple(dict.fromkeys((*work.draft.not_checked, *left))),
         }

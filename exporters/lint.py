@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-__all__ = ["ALL", "RANGES", "RULES", "Finding", "Rule", "lint", "lint_file"]
+__all__ = ["ALL", "RANGES", "RULES", "Finding", "Rule", "lint", "lint_file", "reading"]
 
 RANGES = {
     "10.3": "JetPack 6 (Orin)",
@@ -19,6 +19,7 @@ RANGES = {
 """TensorRT version -> where it is found."""
 
 ALL = tuple(RANGES)
+_NEWEST = {"10.3": 20}
 TOPK_LIMIT = 3840
 
 
@@ -192,6 +193,11 @@ RULES = (
 """After TensorRT's operator tables and change logs, and what tensorrt-rtx 1.7 refused when tried."""
 
 
+def reading(opset: int) -> tuple[str, ...]:
+    """The TensorRT versions that read graphs of this opset."""
+    return tuple(one for one in ALL if opset <= _NEWEST.get(one, opset))
+
+
 def lint_file(path: Path, ranges: Iterable[str] = ALL) -> list[Finding]:
     """The findings of the graph in `path`; weights are not read."""
     return lint(ir.load(path), ranges)
@@ -229,8 +235,9 @@ def _graph_findings(model: ir.Model) -> Iterator[Finding]:
         return Finding(rule=rule, node=node, op=op, detail=detail, remedy=remedy, ranges=ranges)
 
     opset = model.opset_imports.get("", 0)
-    if opset > 20:
-        yield found("opset", "graph", model.graph.name or "", f"opset {opset}", "export with opset 18", ("10.3",))
+    behind = tuple(one for one in ALL if one not in reading(opset))
+    if behind:
+        yield found("opset", "graph", model.graph.name or "", f"opset {opset}", "export with opset 18", behind)
     if model.functions:
         names = ", ".join(str(key) for key in model.functions)
         yield found("functions", "graph", model.graph.name or "", f"it has functions ({names})", "inline them")

@@ -7,15 +7,14 @@ scores by which a method chooses stay float32 between casts; layer norms keep fl
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from tokcarve.passes.errors import ExportError
-from tokcarve.passes.graph import Parts
 
-__all__ = ["PRECISIONS", "Precision", "block_of", "matrices", "needed_opset", "precision_of"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PRECISIONS", "Precision", "block_of", "needed_opset", "precision_of"]
 
 _BLOCKS = (128, 64, 32, 16)
 # blocked scales came with opset 21, float16 scales with 19
@@ -24,27 +23,29 @@ _NEEDED = {"int8": 19, "int4": 21}
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """`dtype` is what graphs compute in and what every weight is stored in that is not quantised to `bits`; 0 bits mean
-    that none is."""
+    """`computes` names the type that graphs compute in, and in which every weight is stored that is not quantised to
+    `bits`; 0 bits mean that none is."""
 
     name: Literal["fp32", "fp16", "bf16", "int8", "int4"]
-    dtype: torch.dtype
+    computes: Literal["float32", "float16", "bfloat16"]
     bits: int = 0
 
     @property
-    def type_name(self) -> Any:
-        """The dtype as a record spells it."""
-        return str(self.dtype).removeprefix("torch.")
+    def dtype(self) -> "torch.dtype":
+        """That type in torch, which whoever proves an export again need not have."""
+        import torch
+
+        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.computes]
 
 
 PRECISIONS: Mapping[str, Precision] = {
     one.name: one
     for one in (
-        Precision(name="fp32", dtype=torch.float32),
-        Precision(name="fp16", dtype=torch.float16),
-        Precision(name="bf16", dtype=torch.bfloat16),
-        Precision(name="int8", dtype=torch.float16, bits=8),
-        Precision(name="int4", dtype=torch.float16, bits=4),
+        Precision(name="fp32", computes="float32"),
+        Precision(name="fp16", computes="float16"),
+        Precision(name="bf16", computes="bfloat16"),
+        Precision(name="int8", computes="float16", bits=8),
+        Precision(name="int4", computes="float16", bits=4),
     )
 }
 """int8 and int4 are weights alone, of the matrices in the language model's layers: embedding table, head, projector and
@@ -61,12 +62,6 @@ def precision_of(name: str) -> Precision:
 def needed_opset(precision: str, face: str) -> int:
     """The oldest opset that can say this precision; the same in every face, for faces share their graphs."""
     return _NEEDED.get(precision, 18)
-
-
-def matrices(parts: Parts) -> frozenset[int]:
-    """Addresses of the weights that int8 and int4 quantise: every linear layer of the language model's blocks."""
-    layers = (module for block in parts.text_blocks for module in block.modules() if isinstance(module, nn.Linear))
-    return frozenset(layer.weight.data_ptr() for layer in layers)
 
 
 def block_of(rows: int, bits: int) -> int | None:

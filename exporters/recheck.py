@@ -22,6 +22,7 @@ from tokcarve.exporters.device.face import (
 )
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Face
+from tokcarve.exporters.precision import needed_opset
 from tokcarve.exporters.proving import proving_face, unshown
 from tokcarve.recipes.artifact import read_artifact
 
@@ -127,10 +128,13 @@ def _rules(directory: Path, record: ExportRecord, left: list[str], trt: bool, te
     if not trt:
         left.append("TensorRT: no lint, no parse, no build (verify --trt does them)")
         return
-    from tokcarve.exporters.trt import check_trt
+    from tokcarve.exporters.lint import reading
+    from tokcarve.exporters.trt import check_trt, unread
 
-    checks, reports = check_trt([graph for graph in graphs if graph.name not in record.open])
+    ranges = reading(needed_opset(record.precision, "trt"))
+    checks, reports = check_trt([graph for graph in graphs if graph.name not in record.open], ranges)
     yield from checks
+    left.extend(unread(ranges))
     left.append("no TensorRT engine was built or run")
     left.extend(report.problems[0] for report in reports[:1] if not report.ran)
 

@@ -134,7 +134,7 @@ def _cast(
     if before is not None:
         graph.insert_before(before, node)
     else:
-        graph.insert_after(after, node)  # type: ignore[arg-type]
+        graph.insert_after(after, node)
     return node.outputs[0]
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokcarve.exporters.device.compare import Check
-from tokcarve.exporters.lint import RANGES, lint_file
+from tokcarve.exporters.lint import ALL, RANGES, lint_file
 from tokcarve.exporters.tensorrt import TrtReport, build_engine, build_script, can_build_engines, check_with_rtx
 
-__all__ = ["SCRIPT", "TrtOutcome", "check_trt", "prove_trt"]
+__all__ = ["SCRIPT", "TrtOutcome", "check_trt", "prove_trt", "unread"]
 
 SCRIPT = "build_trt.sh"
 
@@ -26,15 +26,17 @@ class TrtOutcome:
     script: str | None
 
 
-def prove_trt(folder: Path, weight_bytes: Mapping[str, int], place: Path) -> TrtOutcome:
+def prove_trt(folder: Path, weight_bytes: Mapping[str, int], place: Path, ranges: Sequence[str] = ALL) -> TrtOutcome:
     """Check graphs in `folder`, then build engines or write the script into the directory `place`, which is made.
 
-    `weight_bytes` {graph file name: bytes of its weights}. ExportError when TensorRT is here and refuses a graph.
+    `weight_bytes` {graph file name: bytes of its weights}; `ranges`: the versions that the lint asks for. ExportError
+    when TensorRT is here and refuses a graph.
     """
     graphs = [folder / name for name in weight_bytes]
-    checks, reports = check_trt(graphs)
+    checks, reports = check_trt(graphs, ranges)
     asked = [report for report in reports if report.ran]
     skipped = ["the lint follows TensorRT's documents; none of TensorRT 10.3, 10.13, 10.16 and 11 was run"]
+    skipped += unread(ranges)
     if not asked:
         skipped.append(f"no graph was parsed or built: {reports[0].problems[0]}")
     checker = f"{asked[0].tool} parsed and built every graph on the CPU as a check" if asked else reports[0].problems[0]
@@ -59,16 +61,22 @@ def prove_trt(folder: Path, weight_bytes: Mapping[str, int], place: Path) -> Trt
     )
 
 
-def check_trt(graphs: Sequence[Path]) -> tuple[list[Check], list[TrtReport]]:
+def unread(ranges: Sequence[str]) -> list[str]:
+    """The versions that the lint leaves out, for no export of this kind can be read there."""
+    left = [f"{name} ({place})" for name, place in RANGES.items() if name not in ranges]
+    return [f"TensorRT {', '.join(left)} cannot read what this precision needs"] if left else []
+
+
+def check_trt(graphs: Sequence[Path], ranges: Sequence[str] = ALL) -> tuple[list[Check], list[TrtReport]]:
     """The lint of every graph, and what tensorrt-rtx says of each where it is here."""
-    checks = [_lint(graph) for graph in graphs]
+    checks = [_lint(graph, ranges) for graph in graphs]
     reports = [check_with_rtx(graph) for graph in graphs]
     return checks + [_built(report) for report in reports if report.ran], reports
 
 
-def _lint(graph: Path) -> Check:
-    findings = lint_file(graph)
-    detail = str(findings[0]) if findings else f"nothing that TensorRT {', '.join(RANGES)} would refuse"
+def _lint(graph: Path, ranges: Sequence[str]) -> Check:
+    findings = lint_file(graph, ranges)
+    detail = str(findings[0]) if findings else f"nothing that TensorRT {', '.join(ranges)} would refuse"
     return Check(name=f"{graph.name}: TensorRT lint", passed=not findings, detail=detail)
 
 

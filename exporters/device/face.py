@@ -28,6 +28,8 @@ __all__ = [
     "BudgetSide",
     "ExportRecord",
     "FaceFile",
+    "Quality",
+    "QualityRow",
     "Side",
     "StoredTensor",
     "check_files",
@@ -80,6 +82,23 @@ class BudgetSide(Side):
     budget: int
 
 
+class QualityRow(_Closed):
+    """One model beside the whole one in float32: the share of its answers' tokens that it would have said too, and the
+    mean divergence from its distribution, in nats."""
+
+    graphs: str
+    agreement: float
+    kl: float
+
+
+class Quality(_Closed):
+    """What pruning and precision do to answers, on the golden samples: `tokens` of all answers were compared."""
+
+    samples: int
+    tokens: int
+    rows: tuple[QualityRow, ...]
+
+
 class ExportRecord(_Closed):
     """What is in an export: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from,
     `files` every file by its path in `export/`, `tensors` what the weight file holds, by name, `open` the graphs with
@@ -108,6 +127,7 @@ class ExportRecord(_Closed):
     budgets: tuple[BudgetSide, ...] = ()
     router: RouterRecord | None = None
     precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp32"
+    quality: Quality | None = None
     digest: str = ""
 
     @property

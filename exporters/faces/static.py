@@ -13,7 +13,9 @@ from tokcarve.exporters.device.face import ROUTER
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.faces.kind import FaceKind, Proof, Work
 from tokcarve.exporters.golden import Golden
+from tokcarve.exporters.lint import reading
 from tokcarve.exporters.modules import FaceGraph
+from tokcarve.exporters.precision import needed_opset
 from tokcarve.exporters.proving import CPU, proving_face, unshown
 from tokcarve.exporters.source import Source
 from tokcarve.exporters.trt import prove_trt
@@ -63,7 +65,8 @@ class Trt(Ort):
         the export has that from `ort`."""
         proof = Proof() if Ort.name in work.request.faces else super().prove(work)
         weights = {graph.name: graph.weight_bytes for graph in self.graphs(work)}
-        outcome = prove_trt(work.onnx, weights, work.directory / self.name)
+        ranges = reading(needed_opset(work.request.precision, self.name))
+        outcome = prove_trt(work.onnx, weights, work.directory / self.name, ranges)
         return Proof(
             checks=proof.checks + outcome.checks,
             not_checked=proof.not_checked + outcome.not_checked,
