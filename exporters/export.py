@@ -3,14 +3,11 @@
 Weights go from the checkpoint to the weight file one by one, so that a model need not fit into memory.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import onnx_ir as ir
 
 from tokcarve.exporters.device.face import (
     EXPORT,
@@ -28,19 +25,16 @@ from tokcarve.exporters.device.face import (
 from tokcarve.exporters.faces import FACES
 from tokcarve.exporters.faces.kind import FaceKind, Proof, Request, Work
 from tokcarve.exporters.golden import save_golden
-from tokcarve.exporters.graph_file import GraphFile, graph_file_of
+from tokcarve.exporters.graph_file import GraphFile
 from tokcarve.exporters.modules import FaceGraph, Shapes
-from tokcarve.exporters.onnx import OPSET, lower, weight_names
+from tokcarve.exporters.onnx import OPSET
 from tokcarve.exporters.precision import needed_opset, precision_of
 from tokcarve.exporters.prove import prove
 from tokcarve.exporters.proving import CPU, proving_face
 from tokcarve.exporters.quality import hear, measure
-from tokcarve.exporters.quantise import Quantiser
-from tokcarve.exporters.sizes import header_bytes, predict
 from tokcarve.exporters.source import Source, load_source, read_source
-from tokcarve.exporters.weights import Placed, WeightFile
+from tokcarve.exporters.writing import check_room, write_graphs
 from tokcarve.passes.errors import ExportError
-from tokcarve.passes.families.blank import DTYPES
 from tokcarve.passes.geometry import Geometry
 from tokcarve.recipes.artifact import Artifact, read_artifact
 from tokcarve.recipes.atomic import replace_directory, write_file
@@ -79,7 +73,7 @@ def export_artifact(
     started = time.perf_counter()
     tell = progress if progress is not None else lambda what, done, total: None
     request = request if request is not None else Request()
-    kinds, precision = _kinds(request.faces), precision_of(request.precision)
+    kinds, precision = _kinds(request.faces), precision_of(request.precision, refer=request.reference_weights)
     found = read_artifact(Path(artifact))
     place = found.directory / EXPORT
     _check_request(found, place, kinds, request, force)
@@ -88,8 +82,7 @@ def export_artifact(
         found, batch=request.batch, max_text=request.max_text, max_new=request.max_new, precision=precision
     )
     tell("reading weights", 1, 1)
-    if not request.reference_weights:  # which weights need no room there is known once graphs are
-        _check_room(header_bytes(source.stored, source.matrices, precision), found.directory)
+    check_room(source, found.directory, refer=request.reference_weights)
     with replace_directory(place) as root:
         # the device runtime, which proves the export, expects the layout of an artifact
         stage = root / EXPORT
@@ -143,23 +136,13 @@ def _check_request(artifact: Artifact, place: Path, kinds: Sequence[FaceKind], r
         raise ExportError(f"{place} exists; pass --force to replace it")
 
 
-def _check_room(weight_bytes: int, directory: Path) -> None:
-    wanted = int(1.05 * weight_bytes) + 2**24
-    free = shutil.disk_usage(directory).free
-    if free < wanted:
-        raise ExportError(
-            f"the export needs {wanted / 2**30:.1f} GiB in {directory}, and {free / 2**30:.1f} GiB are free; "
-            "free some space or move the artifact to a larger disk"
-        )
-
-
 def _write(
     root: Path, source: Source, request: Request, kinds: Sequence[FaceKind], tell: Progress
 ) -> tuple[Work, FaceFile]:
     """Graphs and weights, then golden samples, of which no more is known than that torch made them."""
     pieces = dict(piece for kind in kinds for piece in kind.pieces(source))
     stage = root / EXPORT
-    graphs, tensors, weights, predicted = _write_graphs(source, request, pieces, stage / FOLDER, tell)
+    written = write_graphs(source, pieces, stage / FOLDER, refer=request.reference_weights, tell=tell)
     reading = read_source(source)
     heard = None
     if isinstance(reading, str):
@@ -170,7 +153,7 @@ def _write(
     for one, golden in goldens:
         name = "golden.npz" if one is source.largest else f"golden.k{one.budget}.npz"
         save_golden(golden, one.graphs.geometry, stage / name)
-    draft = _record(source, request, tensors, pieces)
+    draft = _record(source, request, written.tensors, pieces)
     if isinstance(reading, str):
         gap = f"no number was compared with the model in torch: {reading}; export where they are"
         draft = draft.model_copy(update={"not_checked": (gap,)})
@@ -179,65 +162,13 @@ def _write(
         source=source,
         request=request,
         draft=draft,
-        graphs=graphs,
+        graphs=written.graphs,
         goldens=tuple(goldens),
         router=router,
-        predicted=predicted,
+        predicted=written.predicted,
         heard=heard,
     )
-    return work, weights
-
-
-def _write_graphs(
-    source: Source, request: Request, pieces: Mapping[str, FaceGraph], folder: Path, tell: Progress
-) -> tuple[tuple[GraphFile, ...], dict[str, StoredTensor], FaceFile, int]:
-    """All graphs are made before any is written: then the size of the weight file is known, and compared."""
-    names, models = weight_names(source.model), dict[str, ir.Model]()
-    table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
-    quantiser = Quantiser(source.plain.graphs.parts, source.precision, source.stored)
-    written, seconds = [], dict[str, float]()
-    as_stored = names.values() if request.reference_weights else (table,)
-    for done, (name, piece) in enumerate(pieces.items()):
-        tell("making graphs", done, len(pieces))
-        started = time.perf_counter()
-        models[name] = lower(
-            piece.module,
-            piece.inputs,
-            input_names=piece.input_names,
-            output_names=piece.output_names,
-            names=names,
-            as_stored=as_stored,
-        )
-        quantiser.apply(models[name])
-        seconds[name] = time.perf_counter() - started
-    refer = request.reference_weights
-    predicted = predict(models.values(), source.named, source.stored, source.precision, refer=refer)
-    _check_room(predicted, folder)
-    with WeightFile(folder / WEIGHTS, source.stored, refer=refer) as weights:
-        for done, (name, model) in enumerate(models.items()):
-            tell("writing graphs", done, len(models))
-            started = time.perf_counter()
-            size = weights.save(model, folder / name)
-            written.append(graph_file_of(name, model, size, seconds[name] + time.perf_counter() - started))
-    if request.reference_weights and not weights.referred:
-        dtypes = " and ".join(
-            sorted({str(DTYPES[one.entry.dtype]).removeprefix("torch.") for one in source.stored.values()})
-        )
-        raise ExportError(
-            f"--reference-weights: no weight of the checkpoint ({dtypes}) is what the export reads "
-            f"({source.precision.computes}), so all must be converted; leave the option out, or give the --precision "
-            "that the checkpoint has"
-        )
-    return tuple(written), _stored(weights.placed), weights.record, predicted
-
-
-def _stored(placed: Sequence[Placed]) -> dict[str, StoredTensor]:
-    """What lies in the weight file; a constant whose name another one has is named with its place too."""
-    found = dict[str, StoredTensor]()
-    for one in placed:
-        name = one.name if one.name not in found else f"{one.name}@{one.offset}"
-        found[name] = StoredTensor(bytes=one.length, sha256=one.sha256, offset=one.offset)
-    return found
+    return work, written.weights
 
 
 def _record(
@@ -285,6 +216,7 @@ def _finish(work: Work, weights: FaceFile, proofs: Mapping[str, Proof]) -> Expor
     return work.draft.model_copy(
         update={
             "files": files,
+            "quality": quality,
             "quality": None
             if work.heard is None
             else measure(work.heard, proving_face(work.root, work.draft, CPU, exact=False)),

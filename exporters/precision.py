@@ -52,10 +52,16 @@ PRECISIONS: Mapping[str, Precision] = {
 vision tower stay float16, and so does what is computed with them."""
 
 
-def precision_of(name: str) -> Precision:
-    """The precision of that name; ExportError for another."""
+def precision_of(name: str, *, refer: bool = False) -> Precision:
+    """The precision of that name; ExportError for another, and for one that no weight can have in the checkpoint's own
+    file where weights are to stay there (`refer`)."""
     if name not in PRECISIONS:
         raise ExportError(f"--precision {name} is none that export writes; give one of {', '.join(PRECISIONS)}")
+    if refer and PRECISIONS[name].bits:
+        raise ExportError(
+            f"--reference-weights leaves weights in the checkpoint's files as they are, and --precision {name} "
+            "quantises them; leave one of the two out"
+        )
     return PRECISIONS[name]
 
 

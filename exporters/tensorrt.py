@@ -115,8 +115,7 @@ _SCRIPT = """\
 #!/bin/sh
 # Builds the TensorRT engines of this export. Run it on the device that will use them: an engine fits one GPU and one
 # TensorRT version. Written for TensorRT 10.3 and later: JetPack 6 (10.3), JetPack 7 (10.13 and 10.16), TensorRT 11.
-# The graphs have constant shapes and say in which precision they compute: neither shape profiles nor precision flags are
-# needed.
+# The graphs have constant shapes and say in which precision they compute: no shape profiles or precision flags needed.
 set -eu
 cd "$(dirname "$0")"
 trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)

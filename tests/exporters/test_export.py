@@ -12,11 +12,12 @@ from models import SIDE, TOTAL
 
 from tokcarve.exporters import export as exporting
 from tokcarve.exporters import prove as proving
-from tokcarve.exporters import source
+from tokcarve.exporters import source, writing
 from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.face import EXPORT, FaceFile, check_files, read_export
 from tokcarve.exporters.export import ExportResult
 from tokcarve.exporters.recheck import recheck
+from tokcarve.exporters.writing import Written
 from tokcarve.passes.errors import ArtifactError, CheckError, ExportError
 from tokcarve.recipes.artifact import read_artifact
 
@@ -86,7 +87,13 @@ def test_an_existing_export_is_left_alone(artifact: Path) -> None:
 def test_a_check_that_fails_leaves_the_old_export(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in (artifact / EXPORT).rglob("*")}
     bad = Check(name="weights", passed=False, detail="they differ")
-    monkeypatch.setattr(exporting, "_write_graphs", lambda *args: ((), {}, FaceFile(bytes=0, sha256="")))
+    nothing = Written(graphs=(), tensors={}, weights=FaceFile(bytes=0, sha256=""), predicted=0)
+
+    def write_nothing(source: object, pieces: object, folder: Path, **settings: object) -> Written:
+        (folder / "weights.data").touch()
+        return nothing
+
+    monkeypatch.setattr(exporting, "write_graphs", write_nothing)
     monkeypatch.setattr(proving.verify, "check_weights", lambda *args: bad)
     with pytest.raises(CheckError, match="they differ"):
         make_export(artifact, force=True)
@@ -109,7 +116,7 @@ def test_sizes_that_cannot_be_are_refused(artifact: Path, settings: dict[str, in
 
 def test_a_disk_without_room_is_refused_before_writing(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(artifact / "export")
-    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
     with pytest.raises(ExportError, match="GiB are free"):
         make_export(artifact)
     assert not (artifact / EXPORT).exists()
