@@ -217,9 +217,6 @@ def _finish(work: Work, weights: FaceFile, proofs: Mapping[str, Proof]) -> Expor
         update={
             "files": files,
             "quality": quality,
-            "quality": None
-            if work.heard is None
-            else measure(work.heard, proving_face(work.root, work.draft, CPU, exact=False)),
             "checks": tuple(CheckRecord(name=one.name, passed=one.passed, detail=one.detail) for one in checks),
             "not_checked": tuple(dict.fromkeys((*work.draft.not_checked, *left))),
         }
