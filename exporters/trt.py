@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokcarve.exporters.device.compare import Check
-from tokcarve.exporters.lint import RANGES, lint_file
+from tokcarve.exporters.lint import lint_file
+from tokcarve.exporters.lint_rules import ALL
 from tokcarve.exporters.tensorrt import TrtReport, build_engine, build_script, can_build_engines, check_with_rtx
 
 __all__ = ["SCRIPT", "TrtOutcome", "check_trt", "prove_trt"]
@@ -68,7 +69,7 @@ def check_trt(graphs: Sequence[Path]) -> tuple[list[Check], list[TrtReport]]:
 
 def _lint(graph: Path) -> Check:
     findings = lint_file(graph)
-    detail = str(findings[0]) if findings else f"nothing that TensorRT {', '.join(RANGES)} would refuse"
+    detail = str(findings[0]) if findings else f"nothing that TensorRT {', '.join(ALL)} would refuse"
     return Check(name=f"{graph.name}: TensorRT lint", passed=not findings, detail=detail)
 
 

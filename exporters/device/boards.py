@@ -32,7 +32,8 @@ class Release:
         return self.name.removeprefix("rtx-")
 
     def __str__(self) -> str:
-        return f"TensorRT {self.name} ({self.found})"
+        product = "TensorRT" if self.number == self.name else "TensorRT for RTX"
+        return f"{product} {self.number} ({self.found})"
 
 
 RELEASES = {
@@ -46,7 +47,7 @@ RELEASES = {
         Release(
             name="11", version="11.4.1", found="SBSA package on JetPack 7.2.2, and discrete GPUs", jetpacks=("7.2.2",)
         ),
-        Release(name="rtx-1.7", version="1.7", found="TensorRT for RTX on a PC"),
+        Release(name="rtx-1.7", version="1.7", found="PC"),
     )
 }
 """Every TensorRT that graphs are checked for, by name, as NVIDIA's JetPack releases bring them."""
@@ -174,7 +175,7 @@ def _impossible(text: str, board: Board, wishes: str) -> str:
     has = "; ".join(str(RELEASES[one]) for one in board.releases)
     closest = ", ".join(f"{board.name}@{RELEASES[one].number}" for one in board.releases)
     wished = " with ".join(
-        f"JetPack {one[2:]}" if one.startswith("jp") else f"TensorRT {one}" for one in _split(wishes)
+        f"JetPack {one[2:]}" if one.startswith("jp") else f"TensorRT {one or repr(one)}" for one in _split(wishes)
     )
     return (
         f"--target {text}: there is no {wished} for a {board.title}, which runs {has}; export for one of these "
