@@ -16,7 +16,7 @@ class Release:
     """One TensorRT: `name` is what rules and targets call it, `version` how NVIDIA numbers it, `found` where.
 
     jetpacks: those that it runs on, none off Jetson; opset: the newest ONNX opset that it reads, None where no limit
-    below what torch writes is known; typed: whether `trtexec` must be told that the graph decides about precision.
+    below what torch writes is known.
     """
 
     name: str
@@ -24,7 +24,6 @@ class Release:
     found: str
     jetpacks: tuple[str, ...] = ()
     opset: int | None = None
-    typed: bool = False
 
     @property
     def number(self) -> str:
@@ -40,10 +39,9 @@ RELEASES = {
     one.name: one
     for one in (
         # later operators have no importer there
-        Release(name="10.3", version="10.3", found="JetPack 6", jetpacks=("6",), opset=20, typed=True),
-        Release(name="10.13", version="10.13.3.9", found="JetPack 7.0 and 7.1", jetpacks=("7.0", "7.1"), typed=True),
-        Release(name="10.16", version="10.16", found="JetPack 7.2", jetpacks=("7.2",), typed=True),
-        # weak typing is gone, and need of the flag with it
+        Release(name="10.3", version="10.3", found="JetPack 6", jetpacks=("6",), opset=20),
+        Release(name="10.13", version="10.13.3.9", found="JetPack 7.0 and 7.1", jetpacks=("7.0", "7.1")),
+        Release(name="10.16", version="10.16", found="JetPack 7.2", jetpacks=("7.2",)),
         Release(
             name="11", version="11.4.1", found="SBSA package on JetPack 7.2.2, and discrete GPUs", jetpacks=("7.2.2",)
         ),

@@ -4,9 +4,11 @@ A budget set adds four graphs per further budget, which read the same weights, a
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 from tokcarve.exporters import verify
+from tokcarve.exporters.device.boards import find_target
 from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.face import ROUTER
 from tokcarve.exporters.device.pipeline import Pipeline
@@ -60,14 +62,9 @@ class Trt(Ort):
         the export has that from `ort`."""
         proof = Proof() if Ort.name in work.request.faces else super().prove(work)
         weights = {graph.name: graph.weight_bytes for graph in self.graphs(work)}
-        outcome = prove_trt(work.onnx, weights, work.directory / self.name)
-        return Proof(
-            checks=proof.checks + outcome.checks,
-            not_checked=proof.not_checked + outcome.not_checked,
-            said=outcome.said,
-            engines=outcome.engines,
-            script=outcome.script,
-        )
+        target = find_target(work.request.target) if work.request.target is not None else None
+        found = prove_trt(work.onnx, weights, work.directory / self.name, target)
+        return replace(found, checks=proof.checks + found.checks, not_checked=proof.not_checked + found.not_checked)
 
 
 def _numbers(pipeline: Pipeline, golden: Golden, side: str) -> list[Check]:

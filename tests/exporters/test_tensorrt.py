@@ -1,6 +1,5 @@
-"""Asking TensorRT: what counts as a problem, what happens without it or when it crashes, and the device script."""
+"""Asking TensorRT: what counts as a problem, what happens without it or when it crashes, and engines."""
 
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +8,9 @@ import pytest
 from onnx.parser import parse_model
 
 from tokcarve.exporters import tensorrt
-from tokcarve.exporters.tensorrt import build_engine, build_script, can_build_engines, check_with_rtx
-from tokcarve.exporters.trt import SCRIPT, prove_trt
+from tokcarve.exporters.build_script import SCRIPT
+from tokcarve.exporters.tensorrt import build_engine, check_with_rtx, gpu_for
+from tokcarve.exporters.trt import prove_trt
 from tokcarve.passes.errors import ExportError
 
 CLEAN = "g (float[1,4] x) => (float[1,4] y) { y = Relu(x) }"
@@ -85,18 +85,20 @@ def test_a_builder_that_dies_is_a_problem_and_not_ours(
 
 def test_an_engine_that_was_refused_is_not_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def run(command: list[str], **kwargs: Any) -> SimpleNamespace:
-        Path(command[-1]).write_bytes(b"half")
+        Path(command[-2]).write_bytes(b"half")
         said = '{"version": "0", "parsed": true, "errors": ["K is too large"], "warnings": [], "dynamic": [], '
-        return SimpleNamespace(returncode=0, stdout=said + '"bytes": 4, "seconds": 0.1}', stderr="")
+        return SimpleNamespace(
+            returncode=0, stdout=said + '"bytes": 4, "seconds": 0.1, "peak_mib": 1.0, "loaded": null}', stderr=""
+        )
 
     monkeypatch.setattr(tensorrt.subprocess, "run", run)
     with pytest.raises(ExportError, match="K is too large"):
-        build_engine(tmp_path / "any.onnx", tmp_path / "any.engine")
+        build_engine(tmp_path / "any.onnx", tmp_path / "any.engine", tmp_path / "timing.cache")
     assert not (tmp_path / "any.engine").exists()
 
 
 def test_without_tensorrt_a_script_is_written_and_said(tmp_path: Path) -> None:
-    if can_build_engines():
+    if gpu_for(None):
         pytest.skip("engines can be built here")
     write(tmp_path / "clean.onnx", CLEAN)
     outcome = prove_trt(tmp_path, {"clean.onnx": 0}, tmp_path / "trt")
@@ -105,22 +107,6 @@ def test_without_tensorrt_a_script_is_written_and_said(tmp_path: Path) -> None:
     assert outcome.script == SCRIPT
     assert "no TensorRT engine was built" in outcome.not_checked
     assert (tmp_path / "trt" / SCRIPT).stat().st_mode & 0o100
-
-
-def test_the_script_is_shell_and_builds_every_graph(tmp_path: Path) -> None:
-    graphs = [tmp_path / name for name in ("vision.onnx", "prefill.onnx")]
-    script = tmp_path / SCRIPT
-    script.write_text(build_script(graphs, {"prefill.onnx": 2**30}))
-    subprocess.run(["sh", "-n", str(script)], check=True)
-    calls = tmp_path / "calls"
-    tool = tmp_path / "trtexec"
-    tool.write_text(f'#!/bin/sh\n[ "$1" = --help ] && echo "--stronglyTyped" || echo "$@" >> {calls}\n')
-    tool.chmod(0o755)
-    subprocess.run(["sh", str(script)], check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
-    lines = calls.read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["--onnx=../onnx/vision.onnx", "--onnx=../onnx/prefill.onnx"]
-    assert all("--stronglyTyped" in line for line in lines)
-    assert "about 4.5 GiB" in script.read_text()
 
 
 def test_findings_of_the_lint_are_failed_checks(tmp_path: Path) -> None:
