@@ -16,7 +16,7 @@ __all__ = ["build_peak", "check_limits", "memory_refused", "topk_refused"]
 _TRT = "trt"
 
 
-def check_limits(manifest: Manifest, request: Request, precision: str = "float32", bytes_each: float = 4) -> None:
+def check_limits(manifest: Manifest, request: Request, precision: str = "float32", bytes_each: float = 4.0) -> None:
     """Refuses what the opset, the target and TensorRT's own limits leave impossible: the first as an ExportError.
 
     `precision` is that of the weights, with `bytes_each` per number on average.
@@ -70,7 +70,7 @@ def topk_refused(manifest: Manifest) -> str | None:
     return None
 
 
-def build_peak(weight_bytes: float) -> float:
+def build_peak(weight_bytes: int) -> float:
     """GiB of memory that building an engine takes at its peak, estimated and not measured.
 
     A builder holds the weights about four times over: in the file, parsed, while it chooses kernels, and in the engine.
@@ -92,7 +92,7 @@ def memory_refused(target: Target, manifest: Manifest, request: Request, bytes_e
         "decode": count["language"] + count["head"],
     }
     largest = max(engines, key=lambda name: engines[name])
-    build = build_peak(bytes_each * engines[largest])
+    build = build_peak(round(bytes_each * engines[largest]))
     rows = [kept + request.max_text + request.max_new for kept in manifest.kv_rows]
     caches = request.batch * kv_bytes(text, rows, 4)
     run = (bytes_each * sum(engines.values()) + caches) / 2**30
