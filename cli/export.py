@@ -35,10 +35,9 @@ def export(
     place = artifact if artifact is not None else last()
 
     from tokcarve.exporters.export import export_artifact
-    from tokcarve.exporters.faces import FACES
     from tokcarve.exporters.faces.kind import Request
 
-    names = list(FACES) if face == "all" else [name.strip() for name in face.split(",")] + ["trt"] * trt
+    names = [name.strip() for name in face.split(",")] + ["trt"] * trt
     request = Request(
         faces=tuple(dict.fromkeys(names)),
         batch=batch,
@@ -80,6 +79,7 @@ def _print(result: "ExportResult", place: Path) -> None:
         "time": f"{result.seconds:.1f} s",
         "faces": ", ".join(record.faces),
         **{name: proof.said for name, proof in result.proofs.items()},
+        **{f"no {name}": why for name, why in record.refused.items()},
         "not checked": "; ".join(record.not_checked) or None,
     }
     print_facts(str(result.directory), facts)

@@ -83,8 +83,9 @@ class BudgetSide(Side):
 class ExportRecord(_Closed):
     """What is in an export: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from,
     `files` every file by its path in `export/`, `tensors` what the weight file holds, by name, `open` the graphs with
-    dimensions that are no constants, with the names of these. Of a budget set `pruned` is the largest budget, `budgets`
-    are the others, and `router` chooses among them."""
+    dimensions that are no constants, with the names of these, `refused` the faces that cannot carry the artifact and
+    why, where all were asked for. Of a budget set `pruned` is the largest budget, `budgets` are the others, and
+    `router` chooses among them."""
 
     format: Literal[1] = 1
     faces: tuple[str, ...]
@@ -104,6 +105,7 @@ class ExportRecord(_Closed):
     artifact: str
     tensors: dict[str, StoredTensor] = {}
     open: dict[str, tuple[str, ...]] = {}
+    refused: dict[str, str] = {}
     budgets: tuple[BudgetSide, ...] = ()
     router: RouterRecord | None = None
     digest: str = ""
