@@ -193,6 +193,7 @@ def _write_graphs(
                 output_names=piece.output_names,
                 names=names,
                 as_stored=as_stored,
+                opens=piece.opens,
             )
             size = weights.save(model, folder / name)
             written.append(graph_file_of(name, model, size, time.perf_counter() - started))
@@ -239,7 +240,7 @@ def _record(
         not_checked=(),
         artifact=manifest.digest,
         tensors=tensors,
-        open={},
+        open={name: piece.open_names for name, piece in pieces.items() if piece.opens},
         budgets=tuple(further),
         router=manifest.router,
     )

@@ -1,7 +1,7 @@
 """The token graphs behind the flat signatures of the `ort` face: tensors in, tensors out, nothing dynamic."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,12 +36,19 @@ class Shapes:
 
 @dataclass(frozen=True, kw_only=True)
 class FaceGraph:
-    """One graph of a face before lowering: a module, example inputs, and the names of both ends."""
+    """One graph of a face before lowering: a module, example inputs, and the names of both ends; `opens` names the
+    dimensions that are no constants: {input or output: {dimension: name}}."""
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    opens: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+    @property
+    def open_names(self) -> tuple[str, ...]:
+        """Every name of an open dimension, once; empty for a static graph."""
+        return tuple(dict.fromkeys(name for places in self.opens.values() for name in places.values()))
 
 
 def final_kept(kept: Mapping[str, Tensor], batch: int, total: int) -> Tensor:
