@@ -39,10 +39,9 @@ def export(
     place = artifact if artifact is not None else last()
 
     from tokcarve.exporters.export import export_artifact
-    from tokcarve.exporters.faces import FACES
     from tokcarve.exporters.faces.kind import Request
 
-    names = list(FACES) if face == "all" else [name.strip() for name in face.split(",")] + ["trt"] * trt
+    names = [name.strip() for name in face.split(",")] + ["trt"] * trt
     request = Request(
         faces=tuple(dict.fromkeys(names)),
         batch=batch,
@@ -92,6 +91,7 @@ def _print(result: "ExportResult", place: Path) -> None:
         "faces": ", ".join(record.faces),
         "target": str(find_target(record.target)) if record.target is not None else None,
         **{name: proof.said for name, proof in result.proofs.items()},
+        **{f"no {name}": why for name, why in record.refused.items()},
         "not checked": "; ".join(record.not_checked) or None,
     }
     print_facts(str(result.directory), facts)

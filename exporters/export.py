@@ -6,7 +6,7 @@ Weights go from the checkpoint to the weight file one by one, so that a model ne
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tokcarve.exporters.device.face import (
     seal,
 )
 from tokcarve.exporters.faces import FACES
-from tokcarve.exporters.faces.kind import FaceKind, Proof, Request, Work
+from tokcarve.exporters.faces.kind import ALL, FaceKind, Proof, Request, Work
 from tokcarve.exporters.golden import save_golden
 from tokcarve.exporters.graph_file import GraphFile, graph_file_of
 from tokcarve.exporters.limits import check_limits
@@ -67,16 +67,18 @@ def export_artifact(
     """Write ARTIFACT/export as `request` has it.
 
     Everything is proven before it takes its place; a CheckError says what did not hold, and then nothing is written.
-    Raises ExportError for unknown faces and those that cannot carry the artifact, sizes that the model cannot serve, an
-    existing export without `force` and a full disk, and what reading an artifact raises.
+    Raises ExportError for unknown faces and named ones that cannot carry the artifact, sizes that the model cannot
+    serve, an existing export without `force` and a full disk, and what reading an artifact raises.
     """
     started = time.perf_counter()
     tell = progress if progress is not None else lambda what, done, total: None
     request = request if request is not None else Request()
-    kinds = _kinds(request.faces)
+    known = _kinds(request.faces)
     found = read_artifact(Path(artifact))
     place = found.directory / EXPORT
-    _check_request(found, place, kinds, request, force)
+    _check_request(found, place, request, force)
+    kinds, refused = _able(known, found, request)
+    request = replace(request, faces=tuple(kind.name for kind in kinds))
     tell("reading weights", 0, 1)
     source = load_source(found, batch=request.batch, max_text=request.max_text, max_new=request.max_new)
     tell("reading weights", 1, 1)
@@ -89,7 +91,7 @@ def export_artifact(
         for kind in kinds:
             kind.complete(work)
         proofs = prove(work, kinds, tell)
-        record = _finish(work, weights, proofs)
+        record = _finish(work, weights, proofs).model_copy(update={"refused": refused})
         write_file(stage / RECORD, seal(record))
         for path in list(stage.iterdir()):
             path.rename(root / path.name)
@@ -100,13 +102,23 @@ def export_artifact(
 
 
 def _kinds(names: Sequence[str]) -> list[FaceKind]:
-    unknown = [name for name in names if name not in FACES]
+    unknown = [name for name in names if name not in {*FACES, ALL}]
     if unknown or not names:
         raise ExportError(f"no face {unknown[0] if unknown else ''!r}; give one or more of {', '.join(FACES)}, or all")
-    return [kind for name, kind in FACES.items() if name in names]
+    return [kind for name, kind in FACES.items() if name in names or ALL in names]
 
 
-def _check_request(artifact: Artifact, place: Path, kinds: Sequence[FaceKind], request: Request, force: bool) -> None:
+def _able(kinds: Sequence[FaceKind], artifact: Artifact, request: Request) -> tuple[list[FaceKind], dict[str, str]]:
+    """The faces that can carry the artifact, and why others cannot; ExportError for one that was named and cannot."""
+    answers = {kind.name: kind.refuses(artifact, request) for kind in kinds}
+    refused = {name: why for name, why in answers.items() if why is not None}
+    named = [why for name, why in refused.items() if name in request.faces]
+    if named or len(refused) == len(kinds):
+        raise ExportError(named[0] if named else next(iter(refused.values())))
+    return [kind for kind in kinds if kind.name not in refused], refused
+
+
+def _check_request(artifact: Artifact, place: Path, request: Request, force: bool) -> None:
     max_text, max_new = request.max_text, request.max_new
     for name, value, least in (("batch", request.batch, 1), ("max-text", max_text, 4), ("max-new", max_new, 1)):
         if value < least:
@@ -125,10 +137,6 @@ def _check_request(artifact: Artifact, place: Path, kinds: Sequence[FaceKind], r
             f"more than the model's attention window of {window}; give less text or fewer new tokens"
         )
     check_limits(artifact.manifest, request)
-    for kind in kinds:
-        refusal = kind.refuses(artifact, request)
-        if refusal is not None:
-            raise ExportError(refusal)
     if place.exists() and not force:
         raise ExportError(f"{place} exists; pass --force to replace it")
 
@@ -157,7 +165,8 @@ def _write(
         goldens, router = [(one, reading.golden(one)) for one in source.carved], reading.router
     for one, golden in goldens:
         name = "golden.npz" if one is source.largest else f"golden.k{one.budget}.npz"
-        save_golden(golden, one.graphs.geometry, stage / name)
+        predicts = router if one is source.largest else None
+        save_golden(golden, one.graphs.geometry, stage / name, predicts)
     draft = _record(source, request, tensors, pieces)
     if isinstance(reading, str):
         gap = f"no number was compared with the model in torch: {reading}; export where they are"
@@ -187,6 +196,7 @@ def _write_graphs(
                 names=names,
                 as_stored=as_stored,
                 opset=request.opset,
+                opens=piece.opens,
             )
             size = weights.save(model, folder / name)
             written.append(graph_file_of(name, model, size, time.perf_counter() - started))
@@ -234,7 +244,7 @@ def _record(
         not_checked=(),
         artifact=manifest.digest,
         tensors=tensors,
-        open={},
+        open={name: piece.open_names for name, piece in pieces.items() if piece.opens},
         budgets=tuple(further),
         router=manifest.router,
     )

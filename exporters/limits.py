@@ -1,58 +1,61 @@
 """What an export for TensorRT may not be, told from its artifact and its options before a weight is read."""
 
 import importlib.util
-from collections.abc import Iterator
 
 from tokcarve.exporters.device.boards import RELEASES, Target, find_target, opset_refused, precision_refused
-from tokcarve.exporters.faces.kind import Request
+from tokcarve.exporters.faces.kind import ALL, Request
 from tokcarve.exporters.lint_rules import TOPK_LIMIT
 from tokcarve.exporters.onnx import OPSET, OPSETS
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.flops import kv_bytes, weight_parameters
 from tokcarve.recipes.manifest import Manifest
 
-__all__ = ["build_peak", "check_limits", "memory_refused", "topk_refused"]
+__all__ = ["build_peak", "check_limits", "memory_refused", "topk_refused", "trt_refused"]
 
 _TRT = "trt"
 
 
-def check_limits(manifest: Manifest, request: Request, precision: str = "float32", bytes_each: float = 4.0) -> None:
-    """Refuses what the opset, the target and TensorRT's own limits leave impossible: the first as an ExportError.
-
-    `precision` is that of the weights, with `bytes_each` per number on average.
-    """
+def check_limits(manifest: Manifest, request: Request) -> None:
+    """Raises ExportError for an opset that is not written, and for a target that is unknown, not wanted by any face, or
+    not able to carry the artifact."""
     if request.opset not in OPSETS:
         raise ExportError(
             f"--opset {request.opset} is not one of {OPSETS[0]} to {OPSETS[-1]}, which graphs can be written in and "
             f"were built from; {OPSET} is what every supported TensorRT reads"
         )
-    target = find_target(request.target) if request.target is not None else None
-    if target is not None and _TRT not in request.faces:
+    if request.target is None:
+        return
+    find_target(request.target)
+    if not {_TRT, ALL} & set(request.faces):
         raise ExportError(
-            f"--target {target.text} is about TensorRT, and what is asked for is --face {','.join(request.faces)}; "
+            f"--target {request.target} is about TensorRT, and what is asked for is --face {','.join(request.faces)}; "
             "add --trt, or leave --target out"
         )
-    if _TRT in request.faces:
-        releases = target.releases if target is not None else RELEASES.values()
-        for refusal in (
-            opset_refused(releases, request.opset),
-            topk_refused(manifest),
-            *(_target_refused(target, manifest, request, precision, bytes_each) if target is not None else ()),
-        ):
-            if refusal is not None:
-                raise ExportError(refusal)
+    refusal = trt_refused(manifest, request)
+    if refusal is not None:
+        raise ExportError(refusal)
 
 
-def _target_refused(
-    target: Target, manifest: Manifest, request: Request, precision: str, bytes_each: float
-) -> Iterator[str | None]:
-    yield precision_refused(target, precision)
-    yield memory_refused(target, manifest, request, bytes_each)
-    if target.ahead and importlib.util.find_spec("tensorrt_rtx") is None:
-        yield (
-            f"--target {target.text}: its engines are built here, on the CPU, by tensorrt-rtx, which is not installed; "
-            "pip install 'tokcarve[check]'"
-        )
+def trt_refused(
+    manifest: Manifest, request: Request, precision: str = "float32", bytes_each: float = 4.0
+) -> str | None:
+    """Why TensorRT cannot carry the artifact as it is asked for, on the target where one is named; None where it can.
+
+    `precision` is that of the weights, with `bytes_each` per number on average.
+    """
+    target = find_target(request.target) if request.target is not None else None
+    refusals = [
+        opset_refused(target.releases if target is not None else RELEASES.values(), request.opset),
+        topk_refused(manifest),
+    ]
+    if target is not None:
+        refusals += [precision_refused(target, precision), memory_refused(target, manifest, request, bytes_each)]
+        if target.ahead and importlib.util.find_spec("tensorrt_rtx") is None:
+            refusals.append(
+                f"--target {target.text}: its engines are built here, on the CPU, by tensorrt-rtx, which is not "
+                "installed; pip install 'tokcarve[check]'"
+            )
+    return next((refusal for refusal in refusals if refusal is not None), None)
 
 
 def topk_refused(manifest: Manifest) -> str | None:

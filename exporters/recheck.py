@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tokcarve.exporters.device.compare import Asked, Check, Said, check_numbers, check_power, read_golden
+from tokcarve.exporters.device.compare import (
+    Asked,
+    Check,
+    Said,
+    check_losses,
+    check_numbers,
+    check_power,
+    read_golden,
+    read_losses,
+)
 from tokcarve.exporters.device.face import (
     EXPORT,
     RECORD,
@@ -17,7 +26,6 @@ from tokcarve.exporters.device.face import (
     ExportRecord,
     check_origin,
     file_record,
-    graph_file,
     read_export,
 )
 from tokcarve.exporters.device.pipeline import Pipeline
@@ -143,8 +151,8 @@ def _numbers(face: Face, directory: Path, left: list[str], tell: Progress) -> It
         else:
             left.append(f"{label}: the comparison has no power to tell the pruned model apart: {power.detail}")
         tell(f"running {label}", 2, 2)
-    if record.router is not None:
-        left.append(f"{graph_file(ROUTER)}: golden samples say nothing of the losses that it predicts")
+    if record.router is not None and files:
+        yield check_losses(face.open(ROUTER), *read_losses(directory / "golden.npz"), record.dtype)
 
 
 def _run(pipeline: Pipeline, samples: list[Asked], expected: list[Said], side: str) -> list[Check]:

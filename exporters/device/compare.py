@@ -9,9 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokcarve.exporters.device.pipeline import Pipeline, greedy
+from tokcarve.exporters.device.session import Graph
 from tokcarve.passes.errors import ArtifactError
 
-__all__ = ["TOLERANCES", "Asked", "Check", "Said", "check_numbers", "check_power", "close", "read_golden"]
+__all__ = [
+    "TOLERANCES",
+    "Asked",
+    "Check",
+    "Said",
+    "check_losses",
+    "check_numbers",
+    "check_power",
+    "close",
+    "read_golden",
+    "read_losses",
+]
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
 """Largest difference from torch, as a share of the largest value compared (but of at least 1), by dtype."""
@@ -44,7 +56,8 @@ class Asked:
 class Said:
     """What a model makes of a sample: kept [keep] patch ids, features [tokens, hidden], logits [vocab] of the last
     prompt row, tokens [new] past any stop, margins [new] (best logit minus second best; nothing for what is compared
-    with a reference), and given [new, ...] by name, what a method tells."""
+    with a reference), and given [new, ...] by name, what a method tells; placed: whether vision gives visual tokens the
+    positions that embedding gives them."""
 
     kept: NDArray[np.int64]
     features: Floats
@@ -52,6 +65,7 @@ class Said:
     tokens: NDArray[np.int64]
     margins: Floats | None = None
     given: Mapping[str, Floats] = field(default_factory=dict)
+    placed: bool = True
 
 
 def read_golden(path: Path, image: int) -> tuple[list[Asked], list[Said], list[Said]]:
@@ -93,7 +107,8 @@ def _said(arrays: Mapping[str, Any], side: str, i: int) -> Said:
 def check_numbers(
     pipeline: Pipeline, samples: Sequence[Asked], expected: Sequence[Said], *, side: str, dtype: str = "float32"
 ) -> list[Check]:
-    """Kept sets, image features, logits of the last row, greedy tokens, and what a method tells, on all samples.
+    """Kept sets, positions, image features, logits of the last row, greedy tokens, and what a method tells, on all
+    samples.
 
     The number of samples is a multiple of the exported batch. `side` ("pruned", "unpruned") goes into the names.
     """
@@ -105,8 +120,15 @@ def check_numbers(
     wrong = [i for i, (m, e) in enumerate(pairs) if set(m.kept.tolist()) != set(e.kept.tolist())]
     count = f"{len(samples)} samples"
     kept = f"{len(wrong)} of {count} differ, first sample {wrong[0]}" if wrong else f"equal on {count}"
+    misplaced = [i for i, one in enumerate(made) if not one.placed]
+    places = f"sample {misplaced[0]}: other" if misplaced else f"the same on {count}"
     return [
         Check(name=f"{side}: kept indices", passed=not wrong, detail=kept),
+        Check(
+            name=f"{side}: positions",
+            passed=not misplaced,
+            detail=f"{places} from vision's visual_position_ids and in embedding's position_ids",
+        ),
         close(f"{side}: image features", [(m.features, e.features) for m, e in pairs], dtype),
         close(f"{side}: logits", [(m.logits, e.logits) for m, e in pairs], dtype),
         _same_tokens(f"{side}: greedy tokens", pairs, TOLERANCES[dtype]),
@@ -125,7 +147,8 @@ def _answer(pipeline: Pipeline, samples: Sequence[Asked], new: int, given: Seque
     lengths = np.array([len(prompt) for prompt in prompts], np.int64)
     seen = pipeline.vision(np.concatenate([sample.pixels for sample in samples]), ids, lengths)
     state = {name: np.concatenate([s.state[name] for s in samples]) for name in samples[0].state}
-    first = pipeline.prefill({**pipeline.embed(ids, seen), **state}, lengths)
+    embedded = pipeline.embed(ids, seen)
+    first = pipeline.prefill({**embedded, **state}, lengths)
     cache, latest = pipeline.cache(first), greedy(first["logits"])
     said, made = [latest], [first]
     for step in range(new - 1):
@@ -142,9 +165,33 @@ def _answer(pipeline: Pipeline, samples: Sequence[Asked], new: int, given: Seque
             logits=logits[i, 0],
             tokens=columns[i],
             given={name: one[i] for name, one in told.items()},
+            placed=_placed(seen["visual_position_ids"][i], embedded["position_ids"][i], len(samples[i].before)),
         )
         for i in range(len(samples))
     ]
+
+
+def _placed(visual: NDArray[np.int64], positions: NDArray[np.int64], start: int) -> bool:
+    """Whether `visual` [tokens], counted from the image's first position, is what `positions` [rows] has there."""
+    return bool(np.array_equal(start + visual, positions[start : start + len(visual)]))
+
+
+def read_losses(path: Path) -> tuple[Floats, Floats]:
+    """The pixels [samples, 3, height, width] of a golden file and the losses [samples, budgets] that torch's router
+    predicts of them; ArtifactError where there are none."""
+    with np.load(path, allow_pickle=False) as stored:
+        if "losses" not in stored:
+            raise ArtifactError(f"{path} holds no losses; export again with `tokcarve export`")
+        return stored["pixel_values"], stored["losses"]
+
+
+def check_losses(graph: Graph, pixels: Floats, expected: Floats, dtype: str = "float32") -> Check:
+    """What the graph of a router predicts of pixels [samples, 3, height, width] against `expected` [samples, budgets];
+    the number of samples is a multiple of the exported batch."""
+    batch = graph.shapes["pixel_values"][0]
+    starts = range(0, len(pixels), batch)
+    found = [graph.run({"pixel_values": pixels[start : start + batch]})["losses"] for start in starts]
+    return close("router: predicted losses", [(np.concatenate(found), expected)], dtype)
 
 
 def close(name: str, pairs: Sequence[tuple[Floats, Floats]], dtype: str) -> Check:

@@ -97,9 +97,10 @@ class EngineRecord(_Closed):
 class ExportRecord(_Closed):
     """What is in an export: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from,
     `files` every file by its path in `export/`, `tensors` what the weight file holds, by name, `open` the graphs with
-    dimensions that are no constants, with the names of these. Of a budget set `pruned` is the largest budget, `budgets`
-    are the others, and `router` chooses among them. `target` is the board that `trt` was made for, as it was asked for,
-    `engines` what was built for it here."""
+    dimensions that are no constants, with the names of these, `refused` the faces that cannot carry the artifact and
+    why, where all were asked for. Of a budget set `pruned` is the largest budget, `budgets` are the others, and
+    `router` chooses among them. `target` is the board that `trt` was made for, as it was asked for, and `engines` what
+    was built for it here."""
 
     format: Literal[1] = 1
     faces: tuple[str, ...]
@@ -119,6 +120,7 @@ class ExportRecord(_Closed):
     artifact: str
     tensors: dict[str, StoredTensor] = {}
     open: dict[str, tuple[str, ...]] = {}
+    refused: dict[str, str] = {}
     budgets: tuple[BudgetSide, ...] = ()
     router: RouterRecord | None = None
     target: str | None = None

@@ -16,7 +16,10 @@ from tokcarve.exporters.source import Carved, Source
 from tokcarve.passes.router import Router
 from tokcarve.recipes.artifact import Artifact
 
-__all__ = ["FaceKind", "Proof", "Request", "Work"]
+__all__ = ["ALL", "FaceKind", "Proof", "Request", "Work"]
+
+ALL = "all"
+"""Among the faces of a request: every face that can carry the artifact."""
 
 
 @dataclass(frozen=True, kw_only=True)

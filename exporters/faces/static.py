@@ -13,11 +13,13 @@ from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.face import ROUTER
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Face
-from tokcarve.exporters.faces.kind import FaceKind, Proof, Work
+from tokcarve.exporters.faces.kind import FaceKind, Proof, Request, Work
 from tokcarve.exporters.golden import Golden
+from tokcarve.exporters.limits import trt_refused
 from tokcarve.exporters.modules import FaceGraph
 from tokcarve.exporters.source import Source
 from tokcarve.exporters.trt import prove_trt
+from tokcarve.recipes.artifact import Artifact
 
 __all__ = ["Ort", "Trt"]
 
@@ -56,6 +58,10 @@ class Trt(Ort):
 
     name: ClassVar[str] = "trt"
     about: ClassVar[str] = "the same static graphs for TensorRT, with engines or the script that builds them"
+
+    def refuses(self, artifact: Artifact, request: Request) -> str | None:
+        """What TensorRT cannot do, on the target where one is named."""
+        return trt_refused(artifact.manifest, request)
 
     def prove(self, work: Work) -> Proof:
         """Lint, and a build on the CPU where tensorrt-rtx is here; and what ONNX Runtime makes of the graphs, unless
