@@ -1,17 +1,17 @@
 """What the `trt` face has beside the graphs: lint, a build on the CPU, then engines or the script that builds them."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokcarve.exporters.build_script import SCRIPT, build_script
 from tokcarve.exporters.device.boards import RELEASES, Target
-from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.face import EngineRecord
 from tokcarve.exporters.faces.kind import Proof
-from tokcarve.exporters.lint import lint_file
 from tokcarve.exporters.tensorrt import TrtReport, build_engine, check_with_rtx, gpu_for
+from tokcarve.exporters.trt_checks import built, check_lint
 
-__all__ = ["check_lint", "check_trt", "prove_trt"]
+__all__ = ["prove_trt"]
 
 _ENGINES = "engines"
 
@@ -29,7 +29,7 @@ def prove_trt(folder: Path, weight_bytes: Mapping[str, int], place: Path, target
     ahead = target is not None and target.ahead
     lint = [check_lint(graph, releases) for graph in graphs]
     reports = [check_with_rtx(graph, _engine(place, graph) if ahead else None) for graph in graphs]
-    checks = lint + [_built(report) for report in reports if report.ran]
+    checks = lint + [built(report) for report in reports if report.ran]
     asked = [report for report in reports if report.ran]
     left = ["the lint follows TensorRT's documents; none of TensorRT 10.3, 10.13, 10.16 and 11 was run"]
     if not asked:
@@ -54,27 +54,8 @@ def prove_trt(folder: Path, weight_bytes: Mapping[str, int], place: Path, target
         where = target if target is not None else "the device"
         said = f"No TensorRT engine was built here; run {place.name}/{SCRIPT} on {where} ({checker})"
     if not engines:
-        (place / _ENGINES).rmdir()
+        shutil.rmtree(place / _ENGINES)
     return Proof(checks=tuple(checks), not_checked=tuple(left), said=said, engines=engines, script=script)
-
-
-def check_trt(graphs: Sequence[Path], releases: Sequence[str] = tuple(RELEASES)) -> tuple[list[Check], list[TrtReport]]:
-    """The lint of every graph, and what tensorrt-rtx says of each where it is here."""
-    checks = [check_lint(graph, releases) for graph in graphs]
-    reports = [check_with_rtx(graph) for graph in graphs]
-    return checks + [_built(report) for report in reports if report.ran], reports
-
-
-def check_lint(graph: Path, releases: Sequence[str]) -> Check:
-    """Whether any of the TensorRT releases, by name, would refuse the graph."""
-    findings = lint_file(graph, releases)
-    detail = str(findings[0]) if findings else f"nothing that TensorRT {', '.join(releases)} would refuse"
-    return Check(name=f"{graph.name}: TensorRT lint", passed=not findings, detail=detail)
-
-
-def _built(report: TrtReport) -> Check:
-    detail = report.problems[0] if report.problems else f"parsed and built on the CPU in {report.seconds} s"
-    return Check(name=f"{report.graph}: {report.tool}", passed=report.passed, detail=detail)
 
 
 def _engine(place: Path, graph: Path) -> Path:
