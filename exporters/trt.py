@@ -50,7 +50,7 @@ def prove_trt(folder: Path, weight_bytes: Mapping[str, int], place: Path, target
         script = SCRIPT
         (place / SCRIPT).write_text(build_script(graphs, weight_bytes, target), encoding="utf-8")
         (place / SCRIPT).chmod(0o755)
-        left.append("no TensorRT engine was built")
+        left.append("no TensorRT engine was built, so that none was compared with torch")
         where = target if target is not None else "the device"
         said = f"No TensorRT engine was built here; run {place.name}/{SCRIPT} on {where} ({checker})"
     if not engines:

@@ -34,7 +34,7 @@ def build(module: str, graph: Path, engine: Path | None = None, timing: Path | N
     parsed = bool(parser.parse_from_file(str(graph)))
     errors = [_spell(parser.get_error(i)) for i in range(parser.num_errors)]
     dynamic = _dynamic(network) if parsed else []
-    plan = _plan(builder, network, timing) if parsed else None
+    plan = _plan(module, trt, builder, network, timing) if parsed else None
     read_back: dict[str, Any] = {"loaded": None, "load_errors": []}
     if engine is not None and plan is not None:
         engine.write_bytes(memoryview(plan))
@@ -65,8 +65,11 @@ def load(module: str, engine: Path) -> dict[str, Any]:
     return {"loaded": None if asked else False, "load_errors": errors or ["the runtime gave no engine and no reason"]}
 
 
-def _plan(builder: Any, network: Any, timing: Path | None) -> Any:
+def _plan(module: str, trt: Any, builder: Any, network: Any, timing: Path | None) -> Any:
     config = builder.create_builder_config()
+    if module == "tensorrt":
+        # it would round what the graph calls float32 to ten bits, and scores to ties
+        config.clear_flag(trt.BuilderFlag.TF32)
     if timing is None:
         return builder.build_serialized_network(network, config)
     cache = config.create_timing_cache(timing.read_bytes() if timing.is_file() else b"")
