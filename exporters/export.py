@@ -76,11 +76,12 @@ def export_artifact(
     found = read_artifact(Path(artifact))
     place = found.directory / EXPORT
     _check_request(found, place, request, force)
-    kinds, refused = _able(known, found, request)
-    request = replace(request, faces=tuple(kind.name for kind in kinds))
+    kinds, refused = _able(known, {kind.name: kind.refuses(found, request) for kind in known}, request)
     tell("reading weights", 0, 1)
     source = load_source(found, batch=request.batch, max_text=request.max_text, max_new=request.max_new)
     tell("reading weights", 1, 1)
+    kinds, more = _able(kinds, {kind.name: kind.cannot(source) for kind in kinds}, request)
+    request = replace(request, faces=tuple(kind.name for kind in kinds))
     _check_room(source.bytes, found.directory)
     with replace_directory(place) as root:
         # the device runtime, which proves the export, expects the layout of an artifact
@@ -90,7 +91,7 @@ def export_artifact(
         for kind in kinds:
             kind.complete(work)
         proofs = prove(work, kinds, tell)
-        record = _finish(work, weights, proofs).model_copy(update={"refused": refused})
+        record = _finish(work, weights, proofs).model_copy(update={"refused": refused | more})
         write_file(stage / RECORD, seal(record))
         for path in list(stage.iterdir()):
             path.rename(root / path.name)
@@ -107,9 +108,10 @@ def _kinds(names: Sequence[str]) -> list[FaceKind]:
     return [kind for name, kind in FACES.items() if name in names or ALL in names]
 
 
-def _able(kinds: Sequence[FaceKind], artifact: Artifact, request: Request) -> tuple[list[FaceKind], dict[str, str]]:
+def _able(
+    kinds: Sequence[FaceKind], answers: Mapping[str, str | None], request: Request
+) -> tuple[list[FaceKind], dict[str, str]]:
     """The faces that can carry the artifact, and why others cannot; ExportError for one that was named and cannot."""
-    answers = {kind.name: kind.refuses(artifact, request) for kind in kinds}
     refused = {name: why for name, why in answers.items() if why is not None}
     named = [why for name, why in refused.items() if name in request.faces]
     if named or len(refused) == len(kinds):

@@ -83,6 +83,10 @@ class FaceKind(ABC):
         """Why this face cannot carry the artifact, and which can; None where it can. No weight is read for it."""
         return None
 
+    def cannot(self, source: Source) -> str | None:
+        """The same of what only the carved graphs can tell; nothing was written yet."""
+        return None
+
     @abstractmethod
     def pieces(self, source: Source) -> Iterator[tuple[str, FaceGraph]]:
         """Every graph with its file name, in order; graphs of one name are the same in every face."""
