@@ -20,6 +20,7 @@ __all__ = [
     "check_losses",
     "check_numbers",
     "check_power",
+    "check_said",
     "close",
     "read_golden",
     "read_losses",
@@ -116,19 +117,24 @@ def check_numbers(
     made = list[Said]()
     for start in range(0, len(samples), batch):
         made += _answer(pipeline, samples[start : start + batch], new, given)
+    misplaced = [i for i, one in enumerate(made) if not one.placed]
+    places = f"sample {misplaced[0]}: other" if misplaced else f"the same on {len(samples)} samples"
+    placed = Check(
+        name=f"{side}: positions",
+        passed=not misplaced,
+        detail=f"{places} from vision's visual_position_ids and in embedding's position_ids",
+    )
+    return [*check_said(made, expected, side=side, dtype=dtype), placed]
+
+
+def check_said(made: Sequence[Said], expected: Sequence[Said], *, side: str, dtype: str = "float32") -> list[Check]:
+    """What was made of samples against what torch made of them."""
+    given, count = tuple(expected[0].given), f"{len(made)} samples"
     pairs = list(zip(made, expected, strict=True))
     wrong = [i for i, (m, e) in enumerate(pairs) if set(m.kept.tolist()) != set(e.kept.tolist())]
-    count = f"{len(samples)} samples"
     kept = f"{len(wrong)} of {count} differ, first sample {wrong[0]}" if wrong else f"equal on {count}"
-    misplaced = [i for i, one in enumerate(made) if not one.placed]
-    places = f"sample {misplaced[0]}: other" if misplaced else f"the same on {count}"
     return [
         Check(name=f"{side}: kept indices", passed=not wrong, detail=kept),
-        Check(
-            name=f"{side}: positions",
-            passed=not misplaced,
-            detail=f"{places} from vision's visual_position_ids and in embedding's position_ids",
-        ),
         close(f"{side}: image features", [(m.features, e.features) for m, e in pairs], dtype),
         close(f"{side}: logits", [(m.logits, e.logits) for m, e in pairs], dtype),
         _same_tokens(f"{side}: greedy tokens", pairs, TOLERANCES[dtype]),

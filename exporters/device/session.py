@@ -5,7 +5,7 @@ CUDA is used when ONNX Runtime has it and can start it, otherwise the CPU; what 
 """
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -27,7 +27,7 @@ from tokcarve.exporters.device.face import (
 )
 from tokcarve.passes.errors import ExportError
 
-__all__ = ["GRAPHS", "STATIC", "Array", "Face", "Graph", "open_face"]
+__all__ = ["GRAPHS", "STATIC", "Array", "Face", "Graph", "open_face", "start"]
 
 GRAPHS = ("vision", "embedding", "prefill", "decode")
 STATIC = frozenset(("ort", "trt"))
@@ -83,10 +83,7 @@ class Face:
             options.profile_file_prefix = str(profile_to)
         further = budget if isinstance(self.record.side(baseline, budget), BudgetSide) else None
         path = self.artifact / EXPORT / FOLDER / graph_file(name, baseline=baseline, budget=further)
-        try:
-            session = ort.InferenceSession(str(path), options, providers=list(self.providers))
-        except Exception as error:  # ONNX Runtime raises its own kinds, straight from Exception
-            raise ExportError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
+        session = start(path, options, self.providers)
         inputs = session.get_inputs()
         return Graph(
             session=session,
@@ -114,6 +111,14 @@ def open_face(artifact: Path, threads: int | None = None) -> Face:
         )
     check_files(artifact, record)
     return Face(artifact=artifact, record=record, threads=threads)
+
+
+def start(path: Path, options: Any, providers: Sequence[str]) -> Any:
+    """A session of the graph in `path`; ExportError if ONNX Runtime cannot load it."""
+    try:
+        return ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime raises its own kinds, straight from Exception
+        raise ExportError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
 
 
 def _providers() -> tuple[str, ...]:

@@ -8,15 +8,18 @@ numbered one by one.
 from collections.abc import Iterator
 from typing import ClassVar
 
+from tokcarve.exporters import verify
+from tokcarve.exporters.device.compare import Check
+from tokcarve.exporters.device.merging import EMBEDDING, TEXT, VISION, check_merging
 from tokcarve.exporters.faces.hf_files import write_hf_files
 from tokcarve.exporters.faces.kind import FaceKind, Proof, Work
+from tokcarve.exporters.golden import asked, said
 from tokcarve.exporters.growing import growing_text, token_embedding
 from tokcarve.exporters.modules import FaceGraph, face_graphs
 from tokcarve.exporters.source import Source
+from tokcarve.exporters.stock_processor import check_processor
 
 __all__ = ["Hf"]
-
-_VISION, _EMBEDDING, _TEXT = "vision_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx"
 
 
 class Hf(FaceKind):
@@ -51,13 +54,22 @@ class Hf(FaceKind):
     def pieces(self, source: Source) -> Iterator[tuple[str, FaceGraph]]:
         """pixel_values -> image_features; input_ids -> inputs_embeds; the language model with a growing cache."""
         one, batch = source.largest, source.largest.sizes.batch
-        yield _VISION, face_graphs(one.graphs, one.sizes)["vision"]
-        yield _EMBEDDING, token_embedding(one.graphs, batch)
-        yield _TEXT, growing_text(one.graphs, batch)
+        yield VISION, face_graphs(one.graphs, one.sizes)["vision"]
+        yield EMBEDDING, token_embedding(one.graphs, batch)
+        yield TEXT, growing_text(one.graphs, batch)
 
     def complete(self, work: Work) -> None:
         """Configuration and processor, beside the folder of graphs."""
         write_hf_files(work, work.source.largest.sizes.tokens)
 
     def prove(self, work: Work) -> Proof:
-        return Proof()
+        """The graphs in a loop of our own against torch, and the stock processor."""
+        one, checks, left = work.source.largest, list[Check](), ["transformers.js was not run on face hf"]
+        if work.goldens:
+            golden = work.goldens[0][1]
+            asked_of = [asked(sample) for sample in golden.samples]
+            checks += check_merging(work.root, work.draft, asked_of, said(golden.pruned))
+        own = work.source.artifact.processor
+        checks += check_processor(work.directory, own, work.draft.geometry, one.sizes.tokens)
+        verify.require(checks)
+        return Proof(checks=tuple(checks), not_checked=tuple(left))
