@@ -1,6 +1,7 @@
 """The `hf` face: the stock processor writes as many image tokens as are left, and the graphs answer as torch does."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 from exported import KEEP, make_artifact, make_export
 from models import TOTAL
 from transformers import AutoConfig, AutoProcessor
+from typer.testing import CliRunner
 
+from tokcarve.cli.main import app
 from tokcarve.exporters.device.face import EXPORT, file_record, read_export, seal
 from tokcarve.exporters.export import ExportResult
 from tokcarve.exporters.recheck import recheck
 from tokcarve.passes.errors import CheckError, ExportError
 
+ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = {"vision_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx"}
 
 
@@ -128,3 +132,18 @@ def test_what_these_runtimes_have_no_place_for_is_refused(
     with pytest.raises(ExportError, match=f"face hf: .*{words}"):
         make_export(artifact, faces=("ort", "hf"))
     assert not (artifact / EXPORT).exists()
+
+
+def test_the_documented_python_answers_as_torch_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = make_artifact(tmp_path)
+    make_export(artifact, faces=("hf",))
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "hf.md").read_text(), re.DOTALL)
+    assert code is not None
+    scene = ROOT / "docs" / "scene.png"
+    written = code[1].replace("tiny-flowcut-k64/export", str(artifact / EXPORT)).replace("docs/scene.png", str(scene))
+    exec(compile(written, "docs/hf.md", "exec"), {})
+    printed = capsys.readouterr().out
+    words = ("--runtime", "torch", "--image", scene, "--prompt", "what colour is the circle?", "--max-new", 8, "--json")
+    done = CliRunner().invoke(app, ["run", str(artifact), *map(str, words)])
+    assert done.exit_code == 0, done.stderr
+    assert printed.strip() == json.loads(done.stdout)["answer"].strip() != ""
