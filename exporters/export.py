@@ -27,8 +27,9 @@ from tokcarve.exporters.faces import FACES
 from tokcarve.exporters.faces.kind import ALL, FaceKind, Proof, Request, Work
 from tokcarve.exporters.golden import save_golden
 from tokcarve.exporters.graph_file import GraphFile, graph_file_of
+from tokcarve.exporters.limits import check_limits
 from tokcarve.exporters.modules import FaceGraph, Shapes
-from tokcarve.exporters.onnx import OPSET, lower, weight_names
+from tokcarve.exporters.onnx import lower, weight_names
 from tokcarve.exporters.prove import prove
 from tokcarve.exporters.source import Source, load_source, read_source
 from tokcarve.exporters.weights import Placed, WeightFile
@@ -137,6 +138,7 @@ def _check_request(artifact: Artifact, place: Path, request: Request, force: boo
             f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} rows, "
             f"more than the model's attention window of {window}; give less text or fewer new tokens"
         )
+    check_limits(artifact.manifest, request)
     if place.exists() and not force:
         raise ExportError(f"{place} exists; pass --force to replace it")
 
@@ -195,6 +197,7 @@ def _write_graphs(
                 output_names=piece.output_names,
                 names=names,
                 as_stored=as_stored,
+                opset=request.opset,
                 opens=piece.opens,
             )
             size = weights.save(model, folder / name)
@@ -231,7 +234,8 @@ def _record(
         total=sizes.total,
         max_text=sizes.prompt - sizes.tokens,
         max_new=sizes.max_new,
-        opset=OPSET,
+        opset=request.opset,
+        target=request.target,
         dtype="float32",
         positions=manifest.positions,
         pruned=Side(**_counts(sizes)),
@@ -260,6 +264,7 @@ def _finish(work: Work, weights: FaceFile, proofs: Mapping[str, Proof]) -> Expor
     return work.draft.model_copy(
         update={
             "files": files,
+            "engines": tuple(engine for proof in proofs.values() for engine in proof.engines),
             "checks": tuple(CheckRecord(name=one.name, passed=one.passed, detail=one.detail) for one in checks),
             "not_checked": tuple(dict.fromkeys((*work.draft.not_checked, *left))),
         }

@@ -23,7 +23,7 @@ def prove(work: Work, kinds: Sequence[FaceKind], tell: Progress) -> dict[str, Pr
     paths = [work.onnx / graph.name for graph in work.graphs]
     named = dict((*source.model.named_parameters(), *source.model.named_buffers()))
     tell("checking", 0, len(kinds) + 1)
-    checks = [check_graph(path, work.draft.open.get(path.name, ())) for path in paths]
+    checks = [check_graph(path, work.draft.open.get(path.name, ()), work.draft.opset) for path in paths]
     checks.append(verify.check_weights(paths, named, source.stored))
     verify.require(checks)
     power, left = _power(work)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tokcarve.exporters.device.boards import RELEASES, find_target
 from tokcarve.exporters.device.compare import (
     Asked,
     Check,
@@ -35,6 +36,8 @@ from tokcarve.recipes.artifact import read_artifact
 
 __all__ = ["Report", "recheck"]
 
+_TRT = "trt"
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -53,7 +56,9 @@ class Report:
 
 
 def recheck(artifact: Path, *, trt: bool = False, progress: Progress | None = None) -> Report:
-    """Proves the export of `artifact` again; with `trt` also by TensorRT's rules, and where tensorrt-rtx is here by it.
+    """Proves the export of `artifact` again, by TensorRT's rules where it has that face.
+
+    With `trt` by these rules in any case, and by tensorrt-rtx where it is here.
 
     Graphs run only where every file is what was exported: what else could be said of them is not about this export.
     Raises what reading an artifact and its export raise.
@@ -122,15 +127,32 @@ def _rules(directory: Path, record: ExportRecord, left: list[str], trt: bool, te
     else:
         for done, graph in enumerate(graphs):
             tell("checking graphs", done, len(graphs))
-            yield check_graph(graph, record.open.get(graph.name, ()))
-    if not trt:
+            yield check_graph(graph, record.open.get(graph.name, ()), record.opset)
+    yield from _tensorrt([graph for graph in graphs if graph.name not in record.open], record, left, trt)
+
+
+def _tensorrt(graphs: list[Path], record: ExportRecord, left: list[str], build: bool) -> Iterator[Check]:
+    """The rules of every TensorRT that the export says it is for, and with `build` what tensorrt-rtx says."""
+    if not build and _TRT not in record.faces:
         left.append("TensorRT: no lint, no parse, no build (verify --trt does them)")
         return
-    from tokcarve.exporters.trt import check_trt
+    try:
+        from tokcarve.exporters.trt_checks import built, check_lint
+    except ModuleNotFoundError as error:
+        left.append(
+            f"TensorRT: {error.name}, which its rules need, is not installed (pip install 'tokcarve[compress]')"
+        )
+        return
+    releases = find_target(record.target).names if record.target is not None else tuple(RELEASES)
+    yield from (check_lint(graph, releases) for graph in graphs)
+    left.append(f"no TensorRT engine was {'built or ' * (not record.engines)}run")
+    if not build:
+        left.append("TensorRT: no parse, no build (verify --trt does them)")
+        return
+    from tokcarve.exporters.tensorrt import check_with_rtx
 
-    checks, reports = check_trt([graph for graph in graphs if graph.name not in record.open])
-    yield from checks
-    left.append("no TensorRT engine was built or run")
+    reports = [check_with_rtx(graph) for graph in graphs]
+    yield from (built(report) for report in reports if report.ran)
     left.extend(report.problems[0] for report in reports[:1] if not report.ran)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from tokcarve.exporters.device.compare import Check
-from tokcarve.exporters.device.face import EXPORT, FOLDER, ExportRecord
+from tokcarve.exporters.device.face import EXPORT, FOLDER, EngineRecord, ExportRecord
 from tokcarve.exporters.golden import Golden
 from tokcarve.exporters.graph_file import GraphFile
 from tokcarve.exporters.modules import FaceGraph
+from tokcarve.exporters.onnx import OPSET
 from tokcarve.exporters.source import Carved, Source
 from tokcarve.passes.router import Router
 from tokcarve.recipes.artifact import Artifact
@@ -24,13 +25,16 @@ ALL = "all"
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What is asked of an export: its faces, images per run, most text tokens of a prompt, most new ones; and whether
-    weights that need no conversion stay in the checkpoint's files, which get second names in the export."""
+    weights that need no conversion stay in the checkpoint's files, which get second names in the export. Graphs are in
+    the ONNX `opset`, and those of `trt` for the board `target` (BOARD[@TENSORRT]) where one is named."""
 
     faces: tuple[str, ...] = ("ort",)
     batch: int = 1
     max_text: int = 64
     max_new: int = 64
     reference_weights: bool = False
+    opset: int = OPSET
+    target: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +66,13 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """The checks that were made of a face, and what was not checked; `said` is a sentence for the user, `engines` and
-    `script` are files that were made beside the graphs."""
+    """The checks that were made of a face, and what was not checked; `said` is a sentence for the user, `engines` were
+    built here, and `script` is a file beside the graphs that builds them elsewhere."""
 
     checks: tuple[Check, ...] = ()
     not_checked: tuple[str, ...] = ()
     said: str | None = None
-    engines: tuple[str, ...] = ()
+    engines: tuple[EngineRecord, ...] = ()
     script: str | None = None
 
 
