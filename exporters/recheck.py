@@ -18,6 +18,7 @@ from tokcarve.exporters.device.compare import (
     check_power,
     read_golden,
     read_losses,
+    uncompared,
 )
 from tokcarve.exporters.device.face import (
     EXPORT,
@@ -32,6 +33,7 @@ from tokcarve.exporters.device.face import (
 from tokcarve.exporters.device.merging import check_merging
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import STATIC, Face
+from tokcarve.exporters.proving import proving_face, unshown
 from tokcarve.recipes.artifact import read_artifact
 
 __all__ = ["Report", "recheck"]
@@ -73,14 +75,27 @@ def recheck(artifact: Path, *, trt: bool = False, progress: Progress | None = No
         checks += _rules(directory, record, left, trt, tell)
         provider = "CPUExecutionProvider"
         if STATIC & set(record.faces):
-            face = Face(artifact=artifact, record=record)
-            provider = face.open("vision").provider
-            checks += _numbers(face, directory, left, tell)
+            provider, made = _run_all(artifact, record, left, tell)
+            checks += made
         if "hf" in record.faces:
             checks += _hub(artifact, record, left, tell)
     else:
         provider, left = "none", [*left, "the graphs were not run, for files are not those that were exported"]
     return Report(checks=tuple(checks), not_checked=tuple(left), provider=provider)
+
+
+def _run_all(artifact: Path, record: ExportRecord, left: list[str], tell: Progress) -> tuple[str, list[Check]]:
+    """Where the graphs ran, and what comparing their numbers found."""
+    try:
+        face = proving_face(artifact, record)
+    except ModuleNotFoundError as error:
+        left.append(
+            f"numbers: no CPU runs bfloat16 graphs, and {error.name}, which makes float32 of them, is not installed"
+        )
+        return "none", []
+    left += unshown(face)
+    provider = face.open("vision").provider
+    return provider, list(_numbers(face, artifact / EXPORT, left, tell))
 
 
 def _files(directory: Path, record: ExportRecord, tell: Progress) -> Iterator[Check]:
@@ -169,6 +184,7 @@ def _numbers(face: Face, directory: Path, left: list[str], tell: Progress) -> It
         tell(f"running {label}", 0, 2)
         made = _run(Pipeline(face, baseline=False, budget=further), samples, carved, label)
         tell(f"running {label}", 1, 2)
+        left += uncompared(made, label)
         if further is None:
             made += _run(Pipeline(face, baseline=True), samples, whole, "unpruned")
         yield from made

@@ -12,12 +12,13 @@ from tokcarve.exporters import verify
 from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.merging import EMBEDDING, TEXT, VISION, check_merging
 from tokcarve.exporters.faces.hf_files import write_hf_files
-from tokcarve.exporters.faces.kind import FaceKind, Proof, Work
+from tokcarve.exporters.faces.kind import FaceKind, Proof, Request, Work
 from tokcarve.exporters.golden import asked, said
 from tokcarve.exporters.growing import growing_text, token_embedding
 from tokcarve.exporters.modules import FaceGraph, face_graphs
 from tokcarve.exporters.source import Source
 from tokcarve.exporters.stock_processor import check_processor
+from tokcarve.recipes.artifact import Artifact
 
 __all__ = ["Hf"]
 
@@ -27,6 +28,12 @@ class Hf(FaceKind):
 
     name: ClassVar[str] = "hf"
     about: ClassVar[str] = "graphs and processor as Hugging Face runtimes and transformers.js name them"
+
+    def refuses(self, artifact: Artifact, request: Request) -> str | None:
+        """These runtimes feed and take float32."""
+        if request.precision == "fp32":
+            return None
+        return f"face hf is written in fp32 alone, and --precision is {request.precision}; use ort or trt for that"
 
     def cannot(self, source: Source) -> str | None:
         """Methods that work where these runtimes have no place for it."""
