@@ -197,17 +197,21 @@ def precision_refused(target: Target, precision: str) -> str | None:
     could = [one.name for one in BOARDS.values() if one.computes_in(precision)]
     return (
         f"--precision {precision} is not for --target {target.text}: tensor cores have it from compute capability "
-        f"{'.'.join(map(str, _NEEDS[precision]))}, and {target.board.title} has {major}.{minor}; take float16, int8 or "
+        f"{'.'.join(map(str, _NEEDS[precision]))}, and {target.board.title} has {major}.{minor}; take fp16, int8 or "
         f"int4, or a board that has it ({', '.join(could)})"
     )
 
 
-def opset_refused(releases: Iterable[Release], opset: int) -> str | None:
-    """Which of the releases does not read an ONNX opset, and what to do; None where all do."""
+def opset_refused(releases: Iterable[Release], opset: int, by_precision: str | None = None) -> str | None:
+    """Which of the releases does not read an ONNX opset, and what to do; None where all do.
+
+    `by_precision` says which precision asks for the opset, where it is not `--opset`.
+    """
     for one in releases:
         if one.opset is not None and opset > one.opset:
+            less = f"give --opset {one.opset} or less" if by_precision is None else "give another --precision"
             return (
-                f"--opset {opset}: {one} reads ONNX up to opset {one.opset}; give --opset {one.opset} or "
-                "less, or a --target whose TensorRT is newer (orin@10.16, thor)"
+                f"{by_precision or f'--opset {opset}'}: {one} reads ONNX up to opset {one.opset}; {less}, or a "
+                "--target whose TensorRT is newer (orin@10.16, thor)"
             )
     return None

@@ -99,8 +99,8 @@ class ExportRecord(_Closed):
     `files` every file by its path in `export/`, `tensors` what the weight file holds, by name, `open` the graphs with
     dimensions that are no constants, with the names of these, `refused` the faces that cannot carry the artifact and
     why, where all were asked for. Of a budget set `pruned` is the largest budget, `budgets` are the others, and
-    `router` chooses among them. `target` is the board that `trt` was made for, as it was asked for, and `engines` what
-    was built for it here."""
+    `router` chooses among them. Graphs compute in `dtype`; `precision` is what was asked for. `target` is the board
+    that `trt` was made for, as it was asked for, and `engines` what was built for it here."""
 
     format: Literal[1] = 1
     faces: tuple[str, ...]
@@ -109,7 +109,7 @@ class ExportRecord(_Closed):
     max_text: int
     max_new: int
     opset: int
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "bfloat16"]
     positions: Literal["renumbered", "original"]
     pruned: Side
     baseline: Side
@@ -125,6 +125,7 @@ class ExportRecord(_Closed):
     router: RouterRecord | None = None
     target: str | None = None
     engines: tuple[EngineRecord, ...] = ()
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp32"
     digest: str = ""
 
     @property

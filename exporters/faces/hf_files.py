@@ -19,6 +19,7 @@ __all__ = ["write_hf_files"]
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _PROCESSOR, _IMAGES = "processor_config.json", "preprocessor_config.json"
+_TOKENIZER = "tokenizer_config.json"
 
 
 def write_hf_files(work: Work, tokens: int) -> None:
@@ -29,8 +30,9 @@ def write_hf_files(work: Work, tokens: int) -> None:
     if (base / _GENERATION).is_file():
         shutil.copyfile(base / _GENERATION, place / _GENERATION)
     for path in sorted(processor.iterdir()):
-        if path.name not in {_PROCESSOR, _IMAGES}:
+        if path.name not in {_PROCESSOR, _IMAGES, _TOKENIZER}:
             shutil.copyfile(path, place / path.name)
+    _write(place / _TOKENIZER, _templated(processor))
     settings = read_object(processor / _PROCESSOR)
     images = {**settings.pop("image_processor", {}), **read_object(processor / _IMAGES)}
     text = _image_token(processor, geometry.image_token_id)
@@ -44,6 +46,14 @@ def _model(config: Mapping[str, Any], tokens: int, dtype: str) -> dict[str, Any]
     # transformers.js would take a quantised file by default where it runs on a CPU
     runtime = {"dtype": {"float32": "fp32", "float16": "fp16"}.get(dtype, "fp32"), "use_external_data_format": False}
     return kept | {"image_seq_length": tokens, "dtype": dtype, "transformers.js_config": runtime}
+
+
+def _templated(processor: Path) -> dict[str, Any]:
+    """The tokenizer's configuration with the chat template in it, where transformers.js looks for that of a LLaVA."""
+    config, file = read_object(processor / _TOKENIZER), processor / "chat_template.jinja"
+    legacy = read_object(processor / "chat_template.json").get("chat_template")
+    template = file.read_text(encoding="utf-8") if file.is_file() else legacy
+    return config if template is None else config | {"chat_template": template}
 
 
 def _counted(settings: Mapping[str, Any], geometry: Geometry, tokens: int, image_token: str) -> dict[str, Any]:

@@ -25,8 +25,9 @@ ALL = "all"
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What is asked of an export: its faces, images per run, most text tokens of a prompt, most new ones; and whether
-    weights that need no conversion stay in the checkpoint's files, which get second names in the export. Graphs are in
-    the ONNX `opset`, and those of `trt` for the board `target` (BOARD[@TENSORRT]) where one is named."""
+    weights that need no conversion stay in the checkpoint's files, which get second names in the export; `precision` is
+    one of `precision.PRECISIONS`. Graphs are in the ONNX `opset`, and those of `trt` for the board `target`
+    (BOARD[@TENSORRT]) where one is named."""
 
     faces: tuple[str, ...] = ("ort",)
     batch: int = 1
@@ -35,6 +36,7 @@ class Request:
     reference_weights: bool = False
     opset: int = OPSET
     target: str | None = None
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class Work:
     """An export that is being made in `root`, which looks like an artifact: its graphs are written, and golden samples.
 
     `draft` is its record before anything was checked; `goldens` has the samples of each side with what torch makes of
-    them, and is empty where this machine cannot run the model; `router` is that of a set with all of its weights.
+    them, and is empty where this machine cannot run the model; `router` is that of a set with all of its weights, and
+    `predicted` the size of the weight file in bytes, as it was before it was written.
     """
 
     root: Path
@@ -52,6 +55,7 @@ class Work:
     graphs: tuple[GraphFile, ...]
     goldens: tuple[tuple[Carved, Golden], ...]
     router: Router | None
+    predicted: int
 
     @property
     def directory(self) -> Path:
@@ -85,6 +89,10 @@ class FaceKind(ABC):
 
     def refuses(self, artifact: Artifact, request: Request) -> str | None:
         """Why this face cannot carry the artifact, and which can; None where it can. No weight is read for it."""
+        return None
+
+    def cannot(self, source: Source) -> str | None:
+        """The same of what only the carved graphs can tell; nothing was written yet."""
         return None
 
     @abstractmethod

@@ -69,8 +69,8 @@ def test_what_can_be_is_not_refused(asked: dict[str, Any], manifest: Manifest) -
 
 
 def test_precisions_of_the_target_are_asked_for(manifest: Manifest) -> None:
-    assert "8.7" in str(trt_refused(manifest, replace(TRT, target="orin"), "fp8", 1.0))
-    assert trt_refused(manifest, replace(TRT, target="thor"), "fp8", 1.0) is None
+    assert "8.7" in str(trt_refused(manifest, replace(TRT, target="orin", precision="fp8")))
+    assert trt_refused(manifest, replace(TRT, target="thor", precision="fp8")) is None
 
 
 def test_engines_for_rtx_need_what_builds_them(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_precisions_that_a_board_has_not_are_refused(precision: str) -> None:
     assert precision_refused(find_target("thor"), precision) is None
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
 def test_precisions_that_every_board_has_are_not(precision: str) -> None:
     assert all(precision_refused(find_target(name), precision) is None for name in BOARDS)
 
