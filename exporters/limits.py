@@ -141,7 +141,7 @@ def memory_refused(target: Target, manifest: Manifest, request: Request, each: f
     largest = max(engines, key=lambda name: engines[name])
     build = build_peak(round(each * engines[largest]))
     rows = [kept + request.max_text + request.max_new for kept in manifest.kv_rows]
-    caches = request.batch * kv_bytes(text, rows, 4)
+    caches = request.batch * kv_bytes(text, rows, 4 if each == 4 else 2)
     run = (each * sum(engines.values()) + caches) / 2**30
     if max(build, run) <= most:
         return None
