@@ -29,6 +29,10 @@ def export(
     precision: Annotated[
         str, typer.Option(help="fp32, fp16, bf16, or int8 or int4 weights of the language model.")
     ] = "fp32",
+    target: Annotated[
+        str | None, typer.Option(help="The board that --trt is for: BOARD[@TENSORRT], as orin, orin@10.3, thor, rtx.")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="ONNX opset of the graphs, 18 to 23.")] = 18,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -38,10 +42,9 @@ def export(
     place = artifact if artifact is not None else last()
 
     from tokcarve.exporters.export import export_artifact
-    from tokcarve.exporters.faces import FACES
     from tokcarve.exporters.faces.kind import Request
 
-    names = list(FACES) if face == "all" else [name.strip() for name in face.split(",")] + ["trt"] * trt
+    names = [name.strip() for name in face.split(",")] + ["trt"] * trt
     request = Request(
         faces=tuple(dict.fromkeys(names)),
         batch=batch,
@@ -49,6 +52,8 @@ def export(
         max_new=max_new,
         reference_weights=reference_weights,
         precision=precision,
+        opset=opset,
+        target=target,
     )
     with progress_bars() as progress:
         result = export_artifact(place, request, force=force, progress=progress)
@@ -60,7 +65,11 @@ def export(
 
 def _plain(result: "ExportResult") -> dict[str, Any]:
     found = result.proofs.get("trt")
-    trt = None if found is None else {"said": found.said, "engines": list(found.engines), "script": found.script}
+    trt = (
+        None
+        if found is None
+        else {"said": found.said, "engines": [one.file for one in found.engines], "script": found.script}
+    )
     return {
         "directory": str(result.directory),
         "seconds": round(result.seconds, 2),
@@ -72,6 +81,7 @@ def _plain(result: "ExportResult") -> dict[str, Any]:
 
 
 def _print(result: "ExportResult", place: Path) -> None:
+    from tokcarve.exporters.device.boards import find_target
     from tokcarve.exporters.device.session import STATIC
 
     record = result.record
@@ -83,7 +93,9 @@ def _print(result: "ExportResult", place: Path) -> None:
         "weights": _weights(result),
         "time": f"{result.seconds:.1f} s",
         "faces": ", ".join(record.faces),
+        "target": str(find_target(record.target)) if record.target is not None else None,
         **{name: proof.said for name, proof in result.proofs.items()},
+        **{f"no {name}": why for name, why in record.refused.items()},
         "not checked": "; ".join(record.not_checked) or None,
     }
     print_facts(str(result.directory), facts)

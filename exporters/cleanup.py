@@ -26,6 +26,7 @@ def clean(model: ir.Model, *, names: Mapping[int, str], as_stored: Collection[st
     `names` gives the name of a weight by the address of its data. Weights in `as_stored` are read untransposed by
     another graph and keep their layout; every other weight that is only used transposed is stored transposed.
     """
+    outputs = [value.name for value in model.graph.outputs]
     common.InlinePass()(model)
     _share(model.graph)
     _name_weights(model.graph, names)
@@ -43,6 +44,9 @@ def clean(model: ir.Model, *, names: Mapping[int, str], as_stored: Collection[st
     rewrites.rows_of_products(model.graph)
     common.RemoveUnusedNodesPass()(model)
     common.OutputFixPass()(model)
+    for value, name in zip(model.graph.outputs, outputs, strict=True):
+        # two outputs that are one value were left with one name
+        value.name = name
     _rename(model.graph)
     common.ClearMetadataAndDocStringPass()(model)
     common.RemoveUnusedOpsetsPass()(model)

@@ -5,7 +5,7 @@ Weights go from the checkpoint to the weight file one by one, so that a model ne
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,19 @@ from tokcarve.exporters.device.face import (
     seal,
 )
 from tokcarve.exporters.faces import FACES
-from tokcarve.exporters.faces.kind import FaceKind, Proof, Request, Work
+from tokcarve.exporters.faces.kind import ALL, FaceKind, Proof, Request, Work
 from tokcarve.exporters.golden import save_golden
 from tokcarve.exporters.graph_file import GraphFile
+from tokcarve.exporters.limits import check_request
 from tokcarve.exporters.modules import FaceGraph, Shapes
-from tokcarve.exporters.onnx import OPSET
 from tokcarve.exporters.precision import needed_opset, precision_of
 from tokcarve.exporters.prove import prove
 from tokcarve.exporters.proving import CPU, proving_face
 from tokcarve.exporters.quality import hear, measure
 from tokcarve.exporters.source import Source, load_source, read_source
-from tokcarve.exporters.writing import check_room, write_graphs
+from tokcarve.exporters.writing import check_headers, write_graphs
 from tokcarve.passes.errors import ExportError
-from tokcarve.passes.geometry import Geometry
-from tokcarve.recipes.artifact import Artifact, read_artifact
+from tokcarve.recipes.artifact import read_artifact
 from tokcarve.recipes.atomic import replace_directory, write_file
 from tokcarve.recipes.manifest import CheckRecord
 
@@ -67,22 +66,28 @@ def export_artifact(
     """Write ARTIFACT/export as `request` has it.
 
     Everything is proven before it takes its place; a CheckError says what did not hold, and then nothing is written.
-    Raises ExportError for unknown faces and those that cannot carry the artifact, sizes that the model cannot serve, an
-    existing export without `force` and a full disk, and what reading an artifact raises.
+    Raises ExportError for unknown faces and named ones that cannot carry the artifact, sizes that the model cannot
+    serve, an existing export without `force` and a full disk, and what reading an artifact raises.
     """
     started = time.perf_counter()
     tell = progress if progress is not None else lambda what, done, total: None
     request = request if request is not None else Request()
-    kinds, precision = _kinds(request.faces), precision_of(request.precision, refer=request.reference_weights)
+    known = _kinds(request.faces)
     found = read_artifact(Path(artifact))
     place = found.directory / EXPORT
-    _check_request(found, place, kinds, request, force)
+    check_request(found.manifest, request)
+    precision = precision_of(request.precision, refer=request.reference_weights)
+    if place.exists() and not force:
+        raise ExportError(f"{place} exists; pass --force to replace it")
+    kinds, refused = _able(known, {kind.name: kind.refuses(found, request) for kind in known}, request)
     tell("reading weights", 0, 1)
     source = load_source(
         found, batch=request.batch, max_text=request.max_text, max_new=request.max_new, precision=precision
     )
     tell("reading weights", 1, 1)
-    check_room(source, found.directory, refer=request.reference_weights)
+    kinds, more = _able(kinds, {kind.name: kind.cannot(source) for kind in kinds}, request)
+    request = replace(request, faces=tuple(kind.name for kind in kinds))
+    check_headers(source, found.directory, refer=request.reference_weights)
     with replace_directory(place) as root:
         # the device runtime, which proves the export, expects the layout of an artifact
         stage = root / EXPORT
@@ -92,7 +97,7 @@ def export_artifact(
             kind.complete(work)
         proofs = prove(work, kinds, tell)
         tell("measuring quality", 0, 1)
-        record = _finish(work, weights, proofs)
+        record = _finish(work, weights, proofs).model_copy(update={"refused": refused | more})
         tell("measuring quality", 1, 1)
         write_file(stage / RECORD, seal(record))
         for path in list(stage.iterdir()):
@@ -104,36 +109,21 @@ def export_artifact(
 
 
 def _kinds(names: Sequence[str]) -> list[FaceKind]:
-    unknown = [name for name in names if name not in FACES]
+    unknown = [name for name in names if name not in {*FACES, ALL}]
     if unknown or not names:
         raise ExportError(f"no face {unknown[0] if unknown else ''!r}; give one or more of {', '.join(FACES)}, or all")
-    return [kind for name, kind in FACES.items() if name in names]
+    return [kind for name, kind in FACES.items() if name in names or ALL in names]
 
 
-def _check_request(artifact: Artifact, place: Path, kinds: Sequence[FaceKind], request: Request, force: bool) -> None:
-    max_text, max_new = request.max_text, request.max_new
-    for name, value, least in (("batch", request.batch, 1), ("max-text", max_text, 4), ("max-new", max_new, 1)):
-        if value < least:
-            raise ExportError(f"--{name} {value} is too small; give {least} or more")
-    geometry: Geometry = artifact.manifest.geometry
-    longest, limit = geometry.total + max_text + max_new, geometry.text.max_positions
-    window = geometry.text.sliding_window
-    if longest > limit:
-        raise ExportError(
-            f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} "
-            f"positions, and the model has {limit}; give less text or fewer new tokens"
-        )
-    if window is not None and longest > window:
-        raise ExportError(
-            f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} rows, "
-            f"more than the model's attention window of {window}; give less text or fewer new tokens"
-        )
-    for kind in kinds:
-        refusal = kind.refuses(artifact, request)
-        if refusal is not None:
-            raise ExportError(refusal)
-    if place.exists() and not force:
-        raise ExportError(f"{place} exists; pass --force to replace it")
+def _able(
+    kinds: Sequence[FaceKind], answers: Mapping[str, str | None], request: Request
+) -> tuple[list[FaceKind], dict[str, str]]:
+    """The faces that can carry the artifact, and why others cannot; ExportError for one that was named and cannot."""
+    refused = {name: why for name, why in answers.items() if why is not None}
+    named = [why for name, why in refused.items() if name in request.faces]
+    if named or len(refused) == len(kinds):
+        raise ExportError(named[0] if named else next(iter(refused.values())))
+    return [kind for kind in kinds if kind.name not in refused], refused
 
 
 def _write(
@@ -142,7 +132,7 @@ def _write(
     """Graphs and weights, then golden samples, of which no more is known than that torch made them."""
     pieces = dict(piece for kind in kinds for piece in kind.pieces(source))
     stage = root / EXPORT
-    written = write_graphs(source, pieces, stage / FOLDER, refer=request.reference_weights, tell=tell)
+    written = write_graphs(source, request, pieces, stage / FOLDER, tell)
     reading = read_source(source)
     heard = None
     if isinstance(reading, str):
@@ -152,7 +142,8 @@ def _write(
         heard = hear(source, reading.unrounded(), goldens[0][1].samples)
     for one, golden in goldens:
         name = "golden.npz" if one is source.largest else f"golden.k{one.budget}.npz"
-        save_golden(golden, one.graphs.geometry, stage / name)
+        predicts = router if one is source.largest else None
+        save_golden(golden, one.graphs.geometry, stage / name, predicts)
     draft = _record(source, request, written.tensors, pieces)
     if isinstance(reading, str):
         gap = f"no number was compared with the model in torch: {reading}; export where they are"
@@ -183,7 +174,8 @@ def _record(
         total=sizes.total,
         max_text=sizes.prompt - sizes.tokens,
         max_new=sizes.max_new,
-        opset=max(OPSET, needed_opset(request.precision, "ort")),
+        opset=max(request.opset, needed_opset(request.precision, "ort")),
+        target=request.target,
         dtype=source.precision.computes,
         precision=source.precision.name,
         positions=manifest.positions,
@@ -195,7 +187,7 @@ def _record(
         not_checked=(),
         artifact=manifest.digest,
         tensors=tensors,
-        open={},
+        open={name: piece.open_names for name, piece in pieces.items() if piece.opens},
         budgets=tuple(further),
         router=manifest.router,
     )
@@ -217,6 +209,7 @@ def _finish(work: Work, weights: FaceFile, proofs: Mapping[str, Proof]) -> Expor
         update={
             "files": files,
             "quality": quality,
+            "engines": tuple(engine for proof in proofs.values() for engine in proof.engines),
             "checks": tuple(CheckRecord(name=one.name, passed=one.passed, detail=one.detail) for one in checks),
             "not_checked": tuple(dict.fromkeys((*work.draft.not_checked, *left))),
         }

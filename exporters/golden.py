@@ -14,6 +14,7 @@ from tokcarve.exporters.modules import final_kept
 from tokcarve.passes.asking import Question, ask
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs, all_kept, thread
+from tokcarve.passes.router import Router
 
 __all__ = ["Golden", "Reference", "asked", "make_samples", "reference", "said", "save_golden"]
 
@@ -184,10 +185,10 @@ def said(references: Sequence[Reference]) -> list[Said]:
     ]
 
 
-def save_golden(golden: Golden, geometry: Geometry, path: Path) -> None:
+def save_golden(golden: Golden, geometry: Geometry, path: Path, router: Router | None = None) -> None:
     """What `compare.read_golden` reads, as `.npz`, one row per sample: pixel_values, input_ids (right-padded, all image
     tokens), prompt_lengths, state.NAME; kept_indices, image_features, tokens, margins, logits, given.NAME of the carved
-    model, and with the prefix plain. those of the whole one."""
+    model, and with the prefix plain. those of the whole one; losses [budgets] that a router predicts."""
     ids = [sample.ids(geometry.image_token_id, geometry.total) for sample in golden.samples]
     longest = max(len(row) for row in ids)
     arrays: dict[str, Any] = {
@@ -208,4 +209,7 @@ def save_golden(golden: Golden, geometry: Geometry, path: Path) -> None:
             f"{side}open": np.stack([one.open for one in found if one.open is not None]),
         }
         arrays |= {f"{side}given.{name}": np.stack([one.given[name] for one in found]) for name in found[0].given}
+    if router is not None:
+        with torch.no_grad():
+            arrays["losses"] = torch.cat([router(sample.pixel_values) for sample in golden.samples]).numpy()
     np.savez(path, **arrays)

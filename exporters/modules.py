@@ -1,7 +1,7 @@
 """The token graphs behind the flat signatures of the `ort` face: tensors in, tensors out, nothing dynamic."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,12 +36,19 @@ class Shapes:
 
 @dataclass(frozen=True, kw_only=True)
 class FaceGraph:
-    """One graph of a face before lowering: a module, example inputs, and the names of both ends."""
+    """One graph of a face before lowering: a module, example inputs, and the names of both ends; `opens` names the
+    dimensions that are no constants: {input or output: {dimension: name}}."""
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    opens: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+    @property
+    def open_names(self) -> tuple[str, ...]:
+        """Every name of an open dimension, once; empty for a static graph."""
+        return tuple(dict.fromkeys(name for places in self.opens.values() for name in places.values()))
 
 
 def final_kept(kept: Mapping[str, Tensor], batch: int, total: int) -> Tensor:
@@ -63,12 +70,15 @@ class _Vision(nn.Module):
         super().__init__()
         self.vision = graphs.vision
         self.total = graphs.geometry.total
+        self.original = graphs.embedding.total is not None
 
     def forward(self, pixel_values: Tensor, *prompt: Tensor) -> tuple[Tensor, ...]:
         seen = Seen(*self.vision(pixel_values, *prompt))
+        batch, count = seen.features.shape[:2]
+        kept = final_kept(seen.kept, batch, self.total)
+        places = kept if self.original else torch.arange(count).unsqueeze(0).expand(batch, -1)
         # clone: an index that is also a constant or an input of the graph cannot be its output
-        kept = final_kept(seen.kept, pixel_values.shape[0], self.total).clone()
-        return seen.features, kept, *seen.handed.values()
+        return seen.features, kept.clone(), places.clone(), *seen.handed.values()
 
 
 class _LastRow(nn.Module):
@@ -165,7 +175,7 @@ def _vision(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
     if graphs.reads_text:
         inputs += (_prompt(graphs, sizes), torch.full((sizes.batch,), sizes.prompt))
         names += ("input_ids", "prompt_lengths")
-    outputs = ("image_features", "kept_indices", *graphs.handed)
+    outputs = ("image_features", "kept_indices", "visual_position_ids", *graphs.handed)
     return FaceGraph(module=_Vision(graphs), inputs=inputs, input_names=names, output_names=outputs)
 
 

@@ -1,9 +1,11 @@
-"""Torch modules as ONNX graphs with static shapes, opset 18."""
+"""Torch modules as ONNX graphs with static shapes, in the opset that was asked for."""
 
 import contextlib
+import inspect
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -12,10 +14,12 @@ from torch import Tensor, nn
 from tokcarve.exporters import cleanup, translate
 from tokcarve.passes.errors import ExportError
 
-__all__ = ["OPSET", "lower", "weight_names"]
+__all__ = ["OPSET", "OPSETS", "lower", "weight_names"]
 
 OPSET = 18
-"""The newest opset that every supported TensorRT reads and in which attention is decomposed."""
+"""What graphs are written in unless told: every supported TensorRT reads it."""
+OPSETS = range(18, 24)
+"""What they can be written in: torch converts no graph to less, and attention is decomposed in all of them."""
 
 
 def weight_names(model: nn.Module) -> dict[int, str]:
@@ -34,22 +38,27 @@ def lower(
     output_names: Sequence[str],
     names: Mapping[int, str] | None = None,
     as_stored: Collection[str] = (),
+    opset: int = OPSET,
+    opens: Mapping[str, Mapping[int, str]] | None = None,
 ) -> ir.Model:
     """The ONNX graph of `module` at the shapes of `inputs`, its weights still those of the module (nothing is copied).
 
     `names` as `weight_names` gives them; a parameter of `module` that is not there keeps the module's name for it.
-    `as_stored` as in `cleanup.clean`. Raises ExportError naming what torch or its exporter could not trace.
+    `as_stored` as in `cleanup.clean`, `opset` one of OPSETS, `opens` as in FaceGraph. Raises ExportError naming what
+    torch or its exporter could not trace.
     """
     if len(inputs) != len(input_names):
         raise ExportError(f"a graph with the inputs {list(input_names)} was given {len(inputs)} example tensors")
     try:
         with _quiet(), torch.no_grad():
-            exported = torch.export.export(module.eval(), inputs, strict=False)
+            exported = torch.export.export(
+                module.eval(), inputs, dynamic_shapes=_dynamic(module, input_names, opens or {}), strict=False
+            )
             program = torch.onnx.export(
                 exported,
                 (),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 optimize=False,
                 verbose=False,
                 input_names=list(input_names),
@@ -62,8 +71,29 @@ def lower(
         raise ExportError(f"{type(module).__name__} cannot be written as ONNX: the exporter gave no graph")
     model = program.model
     cleanup.clean(model, names=names or {}, as_stored=as_stored)
-    _require_static(model, type(module).__name__)
+    if opens:
+        _name_open(model, opens)
+    else:
+        _require_static(model, type(module).__name__)
     return model
+
+
+def _dynamic(module: nn.Module, input_names: Sequence[str], opens: Mapping[str, Mapping[int, str]]) -> Any:
+    """What torch.export is told of open dimensions: an entry per argument of `forward`, the starred one a tuple."""
+    if not opens:
+        return None
+    made = [{at: torch.export.Dim(name) for at, name in opens.get(one, {}).items()} for one in input_names]
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    starred = [i for i, one in enumerate(parameters) if one.kind is inspect.Parameter.VAR_POSITIONAL]
+    return (*made[: starred[0]], tuple(made[starred[0] :])) if starred else tuple(made)
+
+
+def _name_open(model: ir.Model, opens: Mapping[str, Mapping[int, str]]) -> None:
+    """Open dimensions of both ends get the names that they were given: torch calls them by sums of its own."""
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        places = opens.get(str(value.name), {})
+        if places and value.shape is not None:
+            value.shape = ir.Shape([places.get(at, size) for at, size in enumerate(value.shape)])
 
 
 def _require_static(model: ir.Model, what: str) -> None:

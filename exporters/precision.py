@@ -14,7 +14,7 @@ from tokcarve.passes.errors import ExportError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PRECISIONS", "Precision", "block_of", "needed_opset", "precision_of"]
+__all__ = ["PRECISIONS", "Precision", "block_of", "bytes_each", "needed_opset", "precision_of"]
 
 _BLOCKS = (128, 64, 32, 16)
 # blocked scales came with opset 21, float16 scales with 19
@@ -68,6 +68,12 @@ def precision_of(name: str, *, refer: bool = False) -> Precision:
 def needed_opset(precision: str, face: str) -> int:
     """The oldest opset that can say this precision; the same in every face, for faces share their graphs."""
     return _NEEDED.get(precision, 18)
+
+
+def bytes_each(name: str) -> float:
+    """Bytes of one weight at least, for estimates made before a checkpoint is read."""
+    one = PRECISIONS.get(name)
+    return 1.0 if one is None else one.bits / 8 or {"float32": 4.0}.get(one.computes, 2.0)
 
 
 def block_of(rows: int, bits: int) -> int | None:

@@ -24,7 +24,7 @@ def prove(work: Work, kinds: Sequence[FaceKind], tell: Progress) -> dict[str, Pr
     source = work.source
     paths = [work.onnx / graph.name for graph in work.graphs]
     tell("checking", 0, len(kinds) + 1)
-    checks = [check_graph(path, work.draft.open.get(path.name, ())) for path in paths]
+    checks = [check_graph(path, work.draft.open.get(path.name, ()), work.draft.opset) for path in paths]
     checks.append(check_size((work.onnx / WEIGHTS).stat().st_size, work.predicted))
     checks.append(verify.check_weights(paths, source.named, source.stored))
     verify.require(checks)

@@ -54,7 +54,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """softmax(q k^T * scale + mask) v with q [batch, heads, rows, dim] and static shapes.
+    """softmax(q k^T * scale + mask) v with q [batch, heads, rows, dim], where rows may be open.
 
     The stock translation flattens k to transpose it, scales q and k apart and tests every probability for NaN. Keys
     that `repeat_kv` copied once per query head are read uncopied: the query heads of one group become its rows.
@@ -64,7 +64,7 @@ def _attention(
             f"attention with is_causal={is_causal}, enable_gqa={enable_gqa}, dropout_p={dropout_p} has no ONNX form "
             "here; give an explicit mask and repeat the keys"
         )
-    batch, heads, rows, dim = (int(size) for size in query.shape)
+    batch, heads, dim = (int(query.shape[at]) for at in (0, 1, 3))
     scaled = op.Mul(query, _number(float(scale if scale is not None else dim**-0.5), query))
     base_key, base_value = _ungrouped(key), _ungrouped(value)
     grouped = base_key is not None and base_value is not None and int(base_key.shape[1]) < heads
@@ -73,14 +73,14 @@ def _attention(
         scaled = _reshape(scaled, [batch, int(key.shape[1]), -1, dim])
     scores = op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2]))
     if grouped:
-        scores = _reshape(scores, [batch, heads, rows, -1])
+        scores = _reshape(scores, [batch, heads, -1, 0])
     if attn_mask is not None:
         scores = op.Add(scores, _additive(attn_mask, query))
     weights = op.Softmax(scores, axis=-1)
     if not grouped:
         return op.MatMul(weights, value)
-    weights = _reshape(weights, [batch, int(value.shape[1]), heads // int(value.shape[1]) * rows, -1])
-    return _reshape(op.MatMul(weights, value), [batch, heads, rows, -1])
+    weights = _reshape(weights, [batch, int(value.shape[1]), -1, 0])
+    return _reshape(op.MatMul(weights, value), [batch, heads, -1, dim])
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

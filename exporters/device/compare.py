@@ -8,21 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokcarve.exporters.device.pipeline import Pipeline, greedy
-from tokcarve.exporters.device.session import as_floats
+from tokcarve.exporters.device.pipeline import Pipeline
+from tokcarve.exporters.device.playing import Asked, play
+from tokcarve.exporters.device.session import Graph, as_floats
 from tokcarve.passes.errors import ArtifactError
 
 __all__ = [
     "TOLERANCES",
     "Asked",
     "Check",
-    "Played",
     "Said",
+    "check_losses",
     "check_numbers",
     "check_power",
+    "check_said",
     "close",
-    "play",
     "read_golden",
+    "read_losses",
     "uncompared",
 ]
 
@@ -45,21 +47,12 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One sample: pixels [1, 3, height, width], ids of the words before and behind the image, state [1, n] by name."""
-
-    pixels: Floats
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    state: Mapping[str, Floats] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Said:
     """What a model makes of a sample: kept [keep] patch ids, features [tokens, hidden], logits [vocab] of the last
     prompt row, tokens [new] past any stop, margins [new] (best logit minus second best; nothing for what is compared
     with a reference), given [new, ...] by name, what a method tells, and open bool [total]: patches of which rounding
-    decides whether they are kept, in torch too."""
+    decides whether they are kept, in torch too; placed: whether vision gives visual tokens the positions that embedding
+    gives them."""
 
     kept: NDArray[np.int64]
     features: Floats
@@ -67,6 +60,7 @@ class Said:
     tokens: NDArray[np.int64]
     margins: Floats | None = None
     given: Mapping[str, Floats] = field(default_factory=dict)
+    placed: bool = True
     open: NDArray[np.bool_] | None = None
 
 
@@ -110,7 +104,8 @@ def _said(arrays: Mapping[str, Any], side: str, i: int) -> Said:
 def check_numbers(
     pipeline: Pipeline, samples: Sequence[Asked], expected: Sequence[Said], *, side: str, dtype: str = "float32"
 ) -> list[Check]:
-    """Kept sets, image features, logits of the last row, greedy tokens, and what a method tells, on all samples.
+    """Kept sets, positions, image features, logits of the last row, greedy tokens, and what a method tells, on all
+    samples.
 
     The number of samples is a multiple of the exported batch. `side` ("pruned", "unpruned") goes into the names. Where
     other patches are kept and rounding explains each of them, only the sets of that sample can be compared; where this
@@ -120,6 +115,19 @@ def check_numbers(
     made = list[Said]()
     for start in range(0, len(samples), batch):
         made += _answer(pipeline, samples[start : start + batch], new, given)
+    misplaced = [i for i, one in enumerate(made) if not one.placed]
+    places = f"sample {misplaced[0]}: other" if misplaced else f"the same on {len(samples)} samples"
+    placed = Check(
+        name=f"{side}: positions",
+        passed=not misplaced,
+        detail=f"{places} from vision's visual_position_ids and in embedding's position_ids",
+    )
+    return [*check_said(made, expected, side=side, dtype=dtype), placed]
+
+
+def check_said(made: Sequence[Said], expected: Sequence[Said], *, side: str, dtype: str = "float32") -> list[Check]:
+    """What was made of samples against what torch made of them."""
+    given = tuple(expected[0].given)
     pairs = list(zip(made, expected, strict=True))
     swapped = [set(m.kept.tolist()) ^ set(e.kept.tolist()) for m, e in pairs]
     kept = _same_kept(f"{side}: kept indices", swapped, expected)
@@ -156,41 +164,9 @@ def _open(one: Said) -> set[int]:
 
 def uncompared(checks: Sequence[Check], side: str) -> tuple[str, ...]:
     """What the checks of a side leave open."""
-    if len(checks) > 1 or not checks[0].passed:
+    if not checks[0].passed or any(check.name == f"{side}: logits" for check in checks):
         return ()
     return (f"{side}: rounding decides what is kept of every golden sample, so no number was compared behind it",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Played:
-    """One batch through all four graphs: what vision gave, then prefill and every decode step; tokens [batch, new] are
-    the best of each."""
-
-    seen: Mapping[str, Any]
-    steps: Sequence[Mapping[str, Any]]
-    tokens: NDArray[np.int64]
-
-
-def play(pipeline: Pipeline, samples: Sequence[Asked], new: int, said: Sequence[Sequence[int]] | None = None) -> Played:
-    """One exported batch; every sample goes on past a stop token. Each step is fed the best token of the one before it,
-    or with `said` what was said there; a sample of which no more was said is fed its last token again."""
-    record = pipeline.record
-    geometry, tokens = record.geometry, pipeline.side.tokens
-    prompts = [[*one.before, *[geometry.image_token_id] * tokens, *one.after] for one in samples]
-    ids = np.full((len(samples), record.max_text + tokens), geometry.pad_token_id, np.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    lengths = np.array([len(prompt) for prompt in prompts], np.int64)
-    seen = pipeline.vision(np.concatenate([sample.pixels for sample in samples]), ids, lengths)
-    state = {name: np.concatenate([s.state[name] for s in samples]) for name in samples[0].state}
-    first = pipeline.prefill({**pipeline.embed(ids, seen), **state}, lengths)
-    cache, made = pipeline.cache(first), [first]
-    best = [greedy(first["logits"])]
-    for step in range(new - 1):
-        fed = best[-1] if said is None else np.array([[one[min(step, len(one) - 1)]] for one in said], np.int64)
-        made.append(pipeline.step(fed, lengths, step, cache))
-        best.append(greedy(made[-1]["logits"]))
-    return Played(seen=seen, steps=made, tokens=np.concatenate(best, axis=1))
 
 
 def _answer(pipeline: Pipeline, samples: Sequence[Asked], new: int, given: Sequence[str]) -> list[Said]:
@@ -207,9 +183,33 @@ def _answer(pipeline: Pipeline, samples: Sequence[Asked], new: int, given: Seque
             logits=logits[i, 0],
             tokens=columns[i],
             given={name: one[i] for name, one in told.items()},
+            placed=_placed(seen["visual_position_ids"][i], played.embedded["position_ids"][i], len(samples[i].before)),
         )
         for i in range(len(samples))
     ]
+
+
+def _placed(visual: NDArray[np.int64], positions: NDArray[np.int64], start: int) -> bool:
+    """Whether `visual` [tokens], counted from the image's first position, is what `positions` [rows] has there."""
+    return bool(np.array_equal(start + visual, positions[start : start + len(visual)]))
+
+
+def read_losses(path: Path) -> tuple[Floats, Floats]:
+    """The pixels [samples, 3, height, width] of a golden file and the losses [samples, budgets] that torch's router
+    predicts of them; ArtifactError where there are none."""
+    with np.load(path, allow_pickle=False) as stored:
+        if "losses" not in stored:
+            raise ArtifactError(f"{path} holds no losses; export again with `tokcarve export`")
+        return stored["pixel_values"], stored["losses"]
+
+
+def check_losses(graph: Graph, pixels: Floats, expected: Floats, dtype: str = "float32") -> Check:
+    """What the graph of a router predicts of pixels [samples, 3, height, width] against `expected` [samples, budgets];
+    the number of samples is a multiple of the exported batch."""
+    batch = graph.shapes["pixel_values"][0]
+    starts = range(0, len(pixels), batch)
+    found = [graph.run({"pixel_values": pixels[start : start + batch]})["losses"] for start in starts]
+    return close("router: predicted losses", [(np.concatenate(found), expected)], dtype)
 
 
 def close(name: str, pairs: Sequence[tuple[Floats, Floats]], dtype: str) -> Check:

@@ -5,7 +5,7 @@ CUDA is used when ONNX Runtime has it and can start it, otherwise the CPU; what 
 """
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -27,7 +27,7 @@ from tokcarve.exporters.device.face import (
 )
 from tokcarve.passes.errors import ExportError
 
-__all__ = ["GRAPHS", "STATIC", "Array", "Face", "Graph", "as_floats", "open_face"]
+__all__ = ["GRAPHS", "STATIC", "Array", "Face", "Graph", "as_floats", "open_face", "start"]
 
 GRAPHS = ("vision", "embedding", "prefill", "decode")
 STATIC = frozenset(("ort", "trt"))
@@ -128,7 +128,7 @@ class Face:
         path = self.artifact / EXPORT / FOLDER / graph_file(name, baseline=baseline, budget=further)
         if self.exact:
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        model: str | bytes = str(path)
+        model: bytes | None = None
         if self.reader is not None:
             model = self.reader(path)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
@@ -137,10 +137,7 @@ class Face:
                 f"{path} computes in bfloat16, which ONNX Runtime {ort.__version__} does on no CPU; run it where a GPU "
                 "is, or export with --precision fp16"
             )
-        try:
-            session = ort.InferenceSession(model, options, providers=list(self.providers))
-        except Exception as error:  # ONNX Runtime raises its own kinds, straight from Exception
-            raise ExportError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
+        session = start(path, options, self.providers, model)
         inputs = session.get_inputs()
         return Graph(
             session=session,
@@ -168,6 +165,14 @@ def open_face(artifact: Path, threads: int | None = None) -> Face:
         )
     check_files(artifact, record)
     return Face(artifact=artifact, record=record, threads=threads)
+
+
+def start(path: Path, options: Any, providers: Sequence[str], model: bytes | None = None) -> Any:
+    """A session of the graph in `path`, or of `model` in its place; ExportError if ONNX Runtime cannot load it."""
+    try:
+        return ort.InferenceSession(str(path) if model is None else model, options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime raises its own kinds, straight from Exception
+        raise ExportError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
 
 
 def _providers() -> tuple[str, ...]:

@@ -7,29 +7,36 @@ from pathlib import Path
 from typing import ClassVar
 
 from tokcarve.exporters.device.compare import Check
-from tokcarve.exporters.device.face import EXPORT, FOLDER, ExportRecord
+from tokcarve.exporters.device.face import EXPORT, FOLDER, EngineRecord, ExportRecord
 from tokcarve.exporters.golden import Golden
 from tokcarve.exporters.graph_file import GraphFile
 from tokcarve.exporters.modules import FaceGraph
+from tokcarve.exporters.onnx import OPSET
 from tokcarve.exporters.quality import Heard
 from tokcarve.exporters.source import Carved, Source
 from tokcarve.passes.router import Router
 from tokcarve.recipes.artifact import Artifact
 
-__all__ = ["FaceKind", "Proof", "Request", "Work"]
+__all__ = ["ALL", "FaceKind", "Proof", "Request", "Work"]
+
+ALL = "all"
+"""Among the faces of a request: every face that can carry the artifact."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What is asked of an export: its faces, images per run, most text tokens of a prompt, most new ones; and whether
     weights that need no conversion stay in the checkpoint's files, which get second names in the export; `precision` is
-    one of `precision.PRECISIONS`."""
+    one of `precision.PRECISIONS`. Graphs are in the ONNX `opset`, and those of `trt` for the board `target`
+    (BOARD[@TENSORRT]) where one is named."""
 
     faces: tuple[str, ...] = ("ort",)
     batch: int = 1
     max_text: int = 64
     max_new: int = 64
     reference_weights: bool = False
+    opset: int = OPSET
+    target: str | None = None
     precision: str = "fp32"
 
 
@@ -66,13 +73,13 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """The checks that were made of a face, and what was not checked; `said` is a sentence for the user, `engines` and
-    `script` are files that were made beside the graphs."""
+    """The checks that were made of a face, and what was not checked; `said` is a sentence for the user, `engines` were
+    built here, and `script` is a file beside the graphs that builds them elsewhere."""
 
     checks: tuple[Check, ...] = ()
     not_checked: tuple[str, ...] = ()
     said: str | None = None
-    engines: tuple[str, ...] = ()
+    engines: tuple[EngineRecord, ...] = ()
     script: str | None = None
 
 
@@ -85,6 +92,10 @@ class FaceKind(ABC):
 
     def refuses(self, artifact: Artifact, request: Request) -> str | None:
         """Why this face cannot carry the artifact, and which can; None where it can. No weight is read for it."""
+        return None
+
+    def cannot(self, source: Source) -> str | None:
+        """The same of what only the carved graphs can tell; nothing was written yet."""
         return None
 
     @abstractmethod

@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 import tokcarve
 from tokcarve.cli.main import app
 from tokcarve.exporters.device.answer import Answerer
-from tokcarve.exporters.device.face import check_files, read_export
+from tokcarve.exporters.device.face import EXPORT, check_files, file_record, read_export, seal
 from tokcarve.exporters.device.route import Wish, price_of, route_in_ort
 from tokcarve.exporters.export import ExportResult, export_artifact
 from tokcarve.exporters.faces.kind import Request
+from tokcarve.exporters.recheck import recheck
 from tokcarve.passes.errors import ArtifactError, BudgetError
 from tokcarve.passes.families.load import read_model
 from tokcarve.passes.routing import chosen
@@ -111,6 +112,18 @@ def test_graphs_of_every_budget_over_one_weight_file(result: ExportResult, made:
     for side in ("pruned", "pruned to 8", "unpruned"):
         assert checks[f"{side}: kept indices"].passed and checks[f"{side}: greedy tokens"].passed
     assert checks["router: predicted losses"].passed
+
+
+def test_verify_knows_what_the_router_predicted(result: ExportResult, tmp_path: Path) -> None:
+    artifact = Path(shutil.copytree(result.directory.parent, tmp_path / "copy"))
+    checks = {check.name: check for check in recheck(artifact).checks}
+    assert checks["router: predicted losses"].passed and checks["pruned to 8: kept indices"].passed
+    golden, record = artifact / EXPORT / "golden.npz", read_export(artifact)
+    arrays = dict(np.load(golden))
+    np.savez(golden, **arrays | {"losses": arrays["losses"] + 0.1})
+    files = record.files | {"golden.npz": file_record(golden)}
+    (artifact / EXPORT / "export.json").write_text(seal(record.model_copy(update={"files": files})))
+    assert [check.name for check in recheck(artifact).failed] == ["router: predicted losses"]
 
 
 def test_the_record_describes_every_budget(result: ExportResult) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,14 +13,19 @@ from models import SIDE, TOTAL
 
 from tokcarve.exporters import export as exporting
 from tokcarve.exporters import prove as proving
-from tokcarve.exporters import source, writing
+from tokcarve.exporters import source
 from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.face import EXPORT, FaceFile, check_files, read_export
+from tokcarve.exporters.device.session import Face
 from tokcarve.exporters.export import ExportResult
+from tokcarve.exporters.faces.kind import FaceKind, Proof, Request, Work
+from tokcarve.exporters.faces.static import Ort
+from tokcarve.exporters.modules import FaceGraph
 from tokcarve.exporters.recheck import recheck
+from tokcarve.exporters.source import Source
 from tokcarve.exporters.writing import Written
 from tokcarve.passes.errors import ArtifactError, CheckError, ExportError
-from tokcarve.recipes.artifact import read_artifact
+from tokcarve.recipes.artifact import Artifact, read_artifact
 
 GRAPHS = ("vision", "embedding", "prefill", "decode")
 
@@ -77,6 +83,44 @@ def test_golden_samples_can_be_read_back(result: ExportResult) -> None:
     assert (np.diff(golden["kept_indices"], axis=1) > 0).all()
 
 
+def test_vision_says_where_its_rows_are(result: ExportResult) -> None:
+    artifact = result.directory.parent
+    face = Face(artifact=artifact, record=read_export(artifact))
+    pixels = np.load(result.directory / "golden.npz")["pixel_values"][:2]
+    pruned, whole = (face.open("vision", baseline=one).run({"pixel_values": pixels}) for one in (False, True))
+    assert np.array_equal(pruned["visual_position_ids"], pruned["kept_indices"])
+    assert np.array_equal(whole["visual_position_ids"], np.tile(np.arange(TOTAL), (2, 1)))
+    assert {"pruned: positions", "unpruned: positions"} <= {check.name for check in result.record.checks}
+
+
+class Unable(FaceKind):
+    """A face that carries nothing."""
+
+    name = "unable"
+
+    def refuses(self, artifact: Artifact, request: Request) -> str | None:
+        return "face unable carries nothing; choose ort"
+
+    def pieces(self, source: Source) -> Iterator[tuple[str, FaceGraph]]:
+        raise AssertionError("it was refused")
+
+    def prove(self, work: Work) -> Proof:
+        raise AssertionError("it was refused")
+
+
+def test_all_writes_the_faces_that_can_and_says_why_others_cannot(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "FACES", {"ort": Ort(), "unable": Unable()})
+    with pytest.raises(ExportError, match="carries nothing"):
+        make_export(artifact, force=True, faces=("unable", "all"))
+    made = make_export(artifact, force=True, faces=("all",))
+    assert made.record.faces == ("ort",)
+    assert read_export(artifact).refused == {"unable": "face unable carries nothing; choose ort"}
+    with pytest.raises(ExportError, match="no face 'other'; give one or more of ort, unable, or all"):
+        make_export(artifact, force=True, faces=("other",))
+
+
 def test_an_existing_export_is_left_alone(artifact: Path) -> None:
     before = (artifact / EXPORT / "export.json").read_bytes()
     with pytest.raises(ExportError, match="--force"):
@@ -89,7 +133,7 @@ def test_a_check_that_fails_leaves_the_old_export(artifact: Path, monkeypatch: p
     bad = Check(name="weights", passed=False, detail="they differ")
     nothing = Written(graphs=(), tensors={}, weights=FaceFile(bytes=0, sha256=""), predicted=0)
 
-    def write_nothing(source: object, pieces: object, folder: Path, **settings: object) -> Written:
+    def write_nothing(source: object, request: object, pieces: object, folder: Path, tell: object) -> Written:
         (folder / "weights.data").touch()
         return nothing
 
@@ -116,7 +160,7 @@ def test_sizes_that_cannot_be_are_refused(artifact: Path, settings: dict[str, in
 
 def test_a_disk_without_room_is_refused_before_writing(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(artifact / "export")
-    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
     with pytest.raises(ExportError, match="GiB are free"):
         make_export(artifact)
     assert not (artifact / EXPORT).exists()

@@ -130,10 +130,11 @@ def test_vision_equals_torch(vision: tuple[nn.Module, ir.Model, ir.Model]) -> No
     _, _, pruned = vision
     face = piece(carved()[2], "vision", KEEP)
     pixels = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    features, kept = face.module(pixels)
+    features, kept, places = face.module(pixels)
     found = session(pruned).run(None, {"pixel_values": pixels.numpy()})
     np.testing.assert_allclose(found[0], features.detach().numpy(), atol=1e-4)
     np.testing.assert_array_equal(found[1], kept.numpy())
+    np.testing.assert_array_equal(found[2], places.numpy())
 
 
 def test_keys_are_not_copied_per_query_head() -> None:
