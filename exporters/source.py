@@ -69,7 +69,7 @@ class Source:
     @property
     def matrices(self) -> frozenset[int]:
         """Addresses of the weights that are quantised; none where the precision quantises none."""
-        return matrices(self.plain.graphs.parts) if self.precision.bits else frozenset()
+        return matrices(self.plain.graphs.parts.text_blocks) if self.precision.bits else frozenset()
 
     def pieces(self) -> Iterator[tuple[str, FaceGraph]]:
         """Every graph of the face with its file name, in order."""
@@ -155,5 +155,5 @@ def read_source(source: Source) -> Reading | str:
         rounded = read_model(path, dtype=precision.dtype)
     for one in (model, rounded):
         if precision.bits and one is not None:
-            round_weights(capture(one).parts, precision.bits)
+            round_weights(capture(one).parts.text_blocks, precision.bits)
     return Reading(source=source, model=model, rounded=rounded, router=router_of(model, source.artifact))

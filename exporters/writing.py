@@ -77,7 +77,7 @@ def _lowered(
     names = weight_names(source.model)
     table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
     as_stored = names.values() if request.reference_weights else (table,)
-    quantiser = Quantiser(source.plain.graphs.parts, source.precision, source.stored)
+    quantiser = Quantiser(source.plain.graphs.parts.text_blocks, source.precision, source.stored)
     for done, (name, piece) in enumerate(pieces.items()):
         tell("making graphs", done, len(pieces))
         started = time.perf_counter()
