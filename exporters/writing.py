@@ -37,10 +37,12 @@ class Written:
 
 
 def check_headers(source: Source, directory: Path, *, refer: bool) -> None:
-    """ExportError where the disk of `directory` cannot hold the weights of a whole checkpoint, by its headers; with
-    `refer` weights may need no room, and which do is known when graphs are."""
+    """What headers tell before anything is traced: ExportError where the disk of `directory` cannot hold the weights of
+    a whole checkpoint or, with `refer`, where none of them is of the dtype that graphs read."""
     if not refer:
         check_room(header_bytes(source.stored, source.matrices, source.precision), directory)
+    elif source.precision.dtype not in {DTYPES[one.entry.dtype] for one in source.stored.values()}:
+        raise _nothing_stays(source)
 
 
 def write_graphs(

@@ -75,9 +75,7 @@ def test_quantised_weights_cannot_stay(artifact: Path, result: ExportResult, pre
 def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
     write(build("qwen2", "clip", dtype=torch.float16, vision_layers=4, text_layers=2), tmp_path / "base")
     compress(str(tmp_path / "base"), method="vtc_cls", tokens=16, out=tmp_path / "artifact")
-    with pytest.raises(
-        ExportError, match=r"no weight of the checkpoint \(float16\) is what the export reads \(float32\)"
-    ):
+    with pytest.raises(ExportError, match=r"checkpoint \(float16\) is what the export reads \(float32\)"):
         make_export(tmp_path / "artifact", reference_weights=True)
     assert not (tmp_path / "artifact" / EXPORT).exists()
 
