@@ -2,8 +2,9 @@
 
     python benchmarks/stream_7b.py [--method fastv] [--precision fp16] [--place DIR]
 
-Writes up to 42 GB, in other precisions than fp32 up to 28 GB, into a temporary directory below DIR. The checkpoint is made shard by shard, copied, carved and
-exported, each in a process of its own; the page cache is as the step before left it.
+Writes up to 42 GB, or 28 GB in another precision than fp32, into a temporary directory below DIR. The checkpoint is
+made shard by shard, copied, carved and exported, each in a process of its own; the page cache is as the step before left
+it.
 """
 
 import argparse
