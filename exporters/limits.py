@@ -1,8 +1,6 @@
 """What an export may not be, told from its artifact and its options before a weight is read."""
 
 import importlib.util
-import shutil
-from pathlib import Path
 
 from tokcarve.exporters.device.boards import RELEASES, Target, find_target, opset_refused, precision_refused
 from tokcarve.exporters.faces.kind import ALL, Request
@@ -17,7 +15,6 @@ __all__ = [
     "build_peak",
     "check_limits",
     "check_request",
-    "check_room",
     "memory_refused",
     "topk_refused",
     "trt_refused",
@@ -48,17 +45,6 @@ def check_request(manifest: Manifest, request: Request) -> None:
     check_limits(manifest, request)
 
 
-def check_room(weight_bytes: int, directory: Path) -> None:
-    """Raises ExportError where the disk of `directory` has no room for weights of that size and the graphs."""
-    wanted = int(1.05 * weight_bytes) + 2**24
-    free = shutil.disk_usage(directory).free
-    if free < wanted:
-        raise ExportError(
-            f"the export needs {wanted / 2**30:.1f} GiB in {directory}, and {free / 2**30:.1f} GiB are free; "
-            "free some space or move the artifact to a larger disk"
-        )
-
-
 def check_limits(manifest: Manifest, request: Request) -> None:
     """Raises ExportError for an opset that is not written, and for a target that is unknown, not wanted by any face, or
     not able to carry the artifact."""
@@ -82,15 +68,13 @@ def check_limits(manifest: Manifest, request: Request) -> None:
 
 def trt_refused(manifest: Manifest, request: Request) -> str | None:
     """Why TensorRT cannot carry the artifact as asked for, on the target where one is named; None where it can."""
-    needed = needed_opset(request.precision, _TRT)
-    by_precision = f"--precision {request.precision} is written in opset {needed}" if needed > request.opset else None
     target = find_target(request.target) if request.target is not None else None
-    refusals = [
-        opset_refused(
-            target.releases if target is not None else RELEASES.values(), max(request.opset, needed), by_precision
-        ),
-        topk_refused(manifest),
-    ]
+    if target is None:
+        # what a precision needs is left to the releases that read it; an opset that was asked for is for all of them
+        opset_why = opset_refused(RELEASES.values(), request.opset)
+    else:
+        opset_why = opset_refused(target.releases, *_opset(request))
+    refusals = [opset_why, topk_refused(manifest)]
     if target is not None:
         least = bytes_each(request.precision)
         refusals += [precision_refused(target, request.precision), memory_refused(target, manifest, request, least)]
@@ -100,6 +84,14 @@ def trt_refused(manifest: Manifest, request: Request) -> str | None:
                 "installed; pip install 'tokcarve[check]'"
             )
     return next((refusal for refusal in refusals if refusal is not None), None)
+
+
+def _opset(request: Request) -> tuple[int, str | None]:
+    """The opset that graphs will be in, and which precision asks for it where `--opset` does not."""
+    needed = needed_opset(request.precision, _TRT)
+    if needed <= request.opset:
+        return request.opset, None
+    return needed, f"--precision {request.precision} is written in opset {needed}"
 
 
 def topk_refused(manifest: Manifest) -> str | None:

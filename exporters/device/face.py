@@ -29,6 +29,8 @@ __all__ = [
     "EngineRecord",
     "ExportRecord",
     "FaceFile",
+    "Quality",
+    "QualityRow",
     "Side",
     "StoredTensor",
     "check_files",
@@ -94,6 +96,23 @@ class EngineRecord(_Closed):
     loaded: bool | None
 
 
+class QualityRow(_Closed):
+    """One model beside the whole one in float32: the share of its answers' tokens that it would have said too, and the
+    mean divergence from its distribution, in nats."""
+
+    graphs: str
+    agreement: float
+    kl: float
+
+
+class Quality(_Closed):
+    """What pruning and precision do to answers, on the golden samples: `tokens` of all answers were compared."""
+
+    samples: int
+    tokens: int
+    rows: tuple[QualityRow, ...]
+
+
 class ExportRecord(_Closed):
     """What is in an export: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from,
     `files` every file by its path in `export/`, `tensors` what the weight file holds, by name, `open` the graphs with
@@ -126,6 +145,7 @@ class ExportRecord(_Closed):
     target: str | None = None
     engines: tuple[EngineRecord, ...] = ()
     precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp32"
+    quality: Quality | None = None
     digest: str = ""
 
     @property
