@@ -26,13 +26,13 @@ def export(
     reference_weights: Annotated[
         bool, typer.Option("--reference-weights", help="Leave weights in the checkpoint's files where they fit.")
     ] = False,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16, or int8 or int4 weights of the language model.")
+    ] = "fp32",
     target: Annotated[
         str | None, typer.Option(help="The board that --trt is for: BOARD[@TENSORRT], as orin, orin@10.3, thor, rtx.")
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset of the graphs, 18 to 23.")] = 18,
-    precision: Annotated[
-        str, typer.Option(help="fp32, fp16, bf16, or int8 or int4 weights of the language model.")
-    ] = "fp32",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -51,9 +51,9 @@ def export(
         max_text=max_text,
         max_new=max_new,
         reference_weights=reference_weights,
+        precision=precision,
         opset=opset,
         target=target,
-        precision=precision,
     )
     with progress_bars() as progress:
         result = export_artifact(place, request, force=force, progress=progress)

@@ -33,7 +33,7 @@ from tokcarve.exporters.prove import prove
 from tokcarve.exporters.proving import CPU, proving_face
 from tokcarve.exporters.quality import hear, measure
 from tokcarve.exporters.source import Source, load_source, read_source
-from tokcarve.exporters.writing import check_room, write_graphs
+from tokcarve.exporters.writing import check_headers, write_graphs
 from tokcarve.passes.errors import ExportError
 from tokcarve.recipes.artifact import read_artifact
 from tokcarve.recipes.atomic import replace_directory, write_file
@@ -87,7 +87,7 @@ def export_artifact(
     tell("reading weights", 1, 1)
     kinds, more = _able(kinds, {kind.name: kind.cannot(source) for kind in kinds}, request)
     request = replace(request, faces=tuple(kind.name for kind in kinds))
-    check_room(source, found.directory, refer=request.reference_weights)
+    check_headers(source, found.directory, refer=request.reference_weights)
     with replace_directory(place) as root:
         # the device runtime, which proves the export, expects the layout of an artifact
         stage = root / EXPORT
@@ -132,9 +132,7 @@ def _write(
     """Graphs and weights, then golden samples, of which no more is known than that torch made them."""
     pieces = dict(piece for kind in kinds for piece in kind.pieces(source))
     stage = root / EXPORT
-    written = write_graphs(
-        source, pieces, stage / FOLDER, refer=request.reference_weights, opset=request.opset, tell=tell
-    )
+    written = write_graphs(source, request, pieces, stage / FOLDER, tell)
     reading = read_source(source)
     heard = None
     if isinstance(reading, str):
@@ -210,8 +208,8 @@ def _finish(work: Work, weights: FaceFile, proofs: Mapping[str, Proof]) -> Expor
     return work.draft.model_copy(
         update={
             "files": files,
-            "engines": tuple(engine for proof in proofs.values() for engine in proof.engines),
             "quality": quality,
+            "engines": tuple(engine for proof in proofs.values() for engine in proof.engines),
             "checks": tuple(CheckRecord(name=one.name, passed=one.passed, detail=one.detail) for one in checks),
             "not_checked": tuple(dict.fromkeys((*work.draft.not_checked, *left))),
         }

@@ -1,6 +1,8 @@
 """What an export may not be, told from its artifact and its options before a weight is read."""
 
 import importlib.util
+import shutil
+from pathlib import Path
 
 from tokcarve.exporters.device.boards import RELEASES, Target, find_target, opset_refused, precision_refused
 from tokcarve.exporters.faces.kind import ALL, Request
@@ -15,6 +17,7 @@ __all__ = [
     "build_peak",
     "check_limits",
     "check_request",
+    "check_room",
     "memory_refused",
     "topk_refused",
     "trt_refused",
@@ -43,6 +46,17 @@ def check_request(manifest: Manifest, request: Request) -> None:
             f"more than the model's attention window of {window}; give less text or fewer new tokens"
         )
     check_limits(manifest, request)
+
+
+def check_room(weight_bytes: int, directory: Path) -> None:
+    """Raises ExportError where the disk of `directory` has no room for weights of that size and the graphs."""
+    wanted = int(1.05 * weight_bytes) + 2**24
+    free = shutil.disk_usage(directory).free
+    if free < wanted:
+        raise ExportError(
+            f"the export needs {wanted / 2**30:.1f} GiB in {directory}, and {free / 2**30:.1f} GiB are free; "
+            "free some space or move the artifact to a larger disk"
+        )
 
 
 def check_limits(manifest: Manifest, request: Request) -> None:

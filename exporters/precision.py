@@ -73,9 +73,7 @@ def needed_opset(precision: str, face: str) -> int:
 def bytes_each(name: str) -> float:
     """Bytes of one weight at least, for estimates made before a checkpoint is read."""
     one = PRECISIONS.get(name)
-    if one is None:
-        return 1.0
-    return one.bits / 8 or (4.0 if one.computes == "float32" else 2.0)
+    return 1.0 if one is None else one.bits / 8 or {"float32": 4.0}.get(one.computes, 2.0)
 
 
 def block_of(rows: int, bits: int) -> int | None:

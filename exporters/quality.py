@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokcarve.exporters.device.compare import play
 from tokcarve.exporters.device.face import Quality, QualityRow
 from tokcarve.exporters.device.pipeline import Pipeline
+from tokcarve.exporters.device.playing import play
 from tokcarve.exporters.device.session import Face
 from tokcarve.exporters.golden import NEW_TOKENS, asked
 from tokcarve.exporters.source import Source

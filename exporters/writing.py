@@ -1,15 +1,16 @@
 """The graphs of an export and the one weight file that they share, on their way to the disk."""
 
-import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from tokcarve.exporters.device.face import WEIGHTS, FaceFile, StoredTensor
+from tokcarve.exporters.faces.kind import Request
 from tokcarve.exporters.graph_file import GraphFile, graph_file_of
+from tokcarve.exporters.limits import check_room
 from tokcarve.exporters.modules import FaceGraph
 from tokcarve.exporters.onnx import lower, weight_names
 from tokcarve.exporters.quantise import Quantiser
@@ -19,7 +20,7 @@ from tokcarve.exporters.weights import Placed, WeightFile
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.blank import DTYPES
 
-__all__ = ["Written", "check_room", "write_graphs"]
+__all__ = ["Written", "check_headers", "write_graphs"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -35,15 +36,15 @@ class Written:
     predicted: int
 
 
-def check_room(source: Source, directory: Path, *, refer: bool) -> None:
+def check_headers(source: Source, directory: Path, *, refer: bool) -> None:
     """ExportError where the disk of `directory` cannot hold the weights of a whole checkpoint, by its headers; with
     `refer` weights may need no room, and which do is known when graphs are."""
     if not refer:
-        _require_room(header_bytes(source.stored, source.matrices, source.precision), directory)
+        check_room(header_bytes(source.stored, source.matrices, source.precision), directory)
 
 
 def write_graphs(
-    source: Source, pieces: Mapping[str, FaceGraph], folder: Path, *, refer: bool, opset: int, tell: Progress
+    source: Source, request: Request, pieces: Mapping[str, FaceGraph], folder: Path, tell: Progress
 ) -> Written:
     """Writes every piece under its name into `folder`, in an ONNX `opset`.
 
@@ -51,15 +52,13 @@ def write_graphs(
 
     All graphs are made first, without a weight being read, so that the size of the file is known before it is begun.
     Raises ExportError for a disk that is too small, what cannot be traced, numbers that the precision cannot hold and,
-    with `refer`, a checkpoint of which no weight can stay where it is.
+    where they are to stay in the checkpoint's files, weights of which none can.
     """
-    names = weight_names(source.model)
-    table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
-    as_stored = names.values() if refer else (table,)
-    made = list(_lowered(source, pieces, names, as_stored, opset, tell))
+    refer = request.reference_weights
+    made = list(_lowered(source, request, pieces, tell))
     models = [model for _, model, _ in made]
     predicted = predict(models, source.named, source.stored, source.precision, refer=refer)
-    _require_room(predicted, folder)
+    check_room(predicted, folder)
     written = []
     with WeightFile(folder / WEIGHTS, source.stored, refer=refer) as weights:
         for done, (name, model, seconds) in enumerate(made):
@@ -74,14 +73,12 @@ def write_graphs(
 
 
 def _lowered(
-    source: Source,
-    pieces: Mapping[str, FaceGraph],
-    names: Mapping[int, str],
-    as_stored: Collection[str],
-    opset: int,
-    tell: Progress,
+    source: Source, request: Request, pieces: Mapping[str, FaceGraph], tell: Progress
 ) -> Iterator[tuple[str, ir.Model, float]]:
     """Every piece as a graph whose weights were not read yet, and the seconds that it took."""
+    names = weight_names(source.model)
+    table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
+    as_stored = names.values() if request.reference_weights else (table,)
     quantiser = Quantiser(source.plain.graphs.parts, source.precision, source.stored)
     for done, (name, piece) in enumerate(pieces.items()):
         tell("making graphs", done, len(pieces))
@@ -93,21 +90,11 @@ def _lowered(
             output_names=piece.output_names,
             names=names,
             as_stored=as_stored,
-            opset=opset,
+            opset=request.opset,
             opens=piece.opens,
         )
         quantiser.apply(model)
         yield name, model, time.perf_counter() - started
-
-
-def _require_room(weight_bytes: int, directory: Path) -> None:
-    wanted = int(1.05 * weight_bytes) + 2**24
-    free = shutil.disk_usage(directory).free
-    if free < wanted:
-        raise ExportError(
-            f"the export needs {wanted / 2**30:.1f} GiB in {directory}, and {free / 2**30:.1f} GiB are free; "
-            "free some space or move the artifact to a larger disk"
-        )
 
 
 def _nothing_stays(source: Source) -> ExportError:

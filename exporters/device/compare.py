@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokcarve.exporters.device.pipeline import Pipeline, greedy
+from tokcarve.exporters.device.pipeline import Pipeline
+from tokcarve.exporters.device.playing import Asked, play
 from tokcarve.exporters.device.session import as_floats
 from tokcarve.passes.errors import ArtifactError
 
@@ -17,13 +18,11 @@ __all__ = [
     "Asked",
     "Check",
     "Floats",
-    "Played",
     "Said",
     "check_numbers",
     "check_power",
     "check_said",
     "close",
-    "play",
     "read_golden",
     "uncompared",
 ]
@@ -44,16 +43,6 @@ class Check:
     detail: str
     value: float | None = None
     tolerance: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One sample: pixels [1, 3, height, width], ids of the words before and behind the image, state [1, n] by name."""
-
-    pixels: Floats
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    state: Mapping[str, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,47 +168,13 @@ def uncompared(checks: Sequence[Check], side: str) -> tuple[str, ...]:
     return (f"{side}: rounding decides what is kept of every golden sample, so no number was compared behind it",)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Played:
-    """One batch through all four graphs: what vision gave and embedding, then prefill and every decode step; tokens
-    [batch, new] are the best of each."""
-
-    seen: Mapping[str, Any]
-    embedded: Mapping[str, Any]
-    steps: Sequence[Mapping[str, Any]]
-    tokens: NDArray[np.int64]
-
-
-def play(pipeline: Pipeline, samples: Sequence[Asked], new: int, said: Sequence[Sequence[int]] | None = None) -> Played:
-    """One exported batch; every sample goes on past a stop token. Each step is fed the best token of the one before it,
-    or with `said` what was said there; a sample of which no more was said is fed its last token again."""
-    record = pipeline.record
-    geometry, tokens = record.geometry, pipeline.side.tokens
-    prompts = [[*one.before, *[geometry.image_token_id] * tokens, *one.after] for one in samples]
-    ids = np.full((len(samples), record.max_text + tokens), geometry.pad_token_id, np.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    lengths = np.array([len(prompt) for prompt in prompts], np.int64)
-    seen = pipeline.vision(np.concatenate([sample.pixels for sample in samples]), ids, lengths)
-    state = {name: np.concatenate([s.state[name] for s in samples]) for name in samples[0].state}
-    embedded = pipeline.embed(ids, seen)
-    first = pipeline.prefill({**embedded, **state}, lengths)
-    cache, made = pipeline.cache(first), [first]
-    best = [greedy(first["logits"])]
-    for step in range(new - 1):
-        fed = best[-1] if said is None else np.array([[one[min(step, len(one) - 1)]] for one in said], np.int64)
-        made.append(pipeline.step(fed, lengths, step, cache))
-        best.append(greedy(made[-1]["logits"]))
-    return Played(seen=seen, embedded=embedded, steps=made, tokens=np.concatenate(best, axis=1))
-
-
 def _answer(pipeline: Pipeline, samples: Sequence[Asked], new: int, given: Sequence[str]) -> list[Said]:
     """What the graphs make of one exported batch."""
     played = play(pipeline, samples, new)
     seen, first, columns = played.seen, played.steps[0], played.tokens
     told = {name: np.stack([one[name] for one in played.steps], axis=1) for name in given}
     kept = pipeline.kept(seen, first)
-    logits, features, places = first["logits"], as_floats(seen["image_features"]), played.embedded["position_ids"]
+    logits, features = first["logits"], as_floats(seen["image_features"])
     return [
         Said(
             kept=kept[i],
@@ -227,7 +182,7 @@ def _answer(pipeline: Pipeline, samples: Sequence[Asked], new: int, given: Seque
             logits=logits[i, 0],
             tokens=columns[i],
             given={name: one[i] for name, one in told.items()},
-            placed=_placed(seen["visual_position_ids"][i], places[i], len(samples[i].before)),
+            placed=_placed(seen["visual_position_ids"][i], played.embedded["position_ids"][i], len(samples[i].before)),
         )
         for i in range(len(samples))
     ]

@@ -83,19 +83,6 @@ class BudgetSide(Side):
     budget: int
 
 
-class EngineRecord(_Closed):
-    """An engine that was built here: of which graph, into which of `files`, by what, in how many seconds, and the most
-    MiB of memory that its builder had. loaded: whether it was read back; None where no GPU driver was there to ask."""
-
-    graph: str
-    file: str
-    tool: str
-    bytes: int
-    seconds: float
-    peak_mib: float
-    loaded: bool | None
-
-
 class QualityRow(_Closed):
     """One model beside the whole one in float32: the share of its answers' tokens that it would have said too, and the
     mean divergence from its distribution, in nats."""
@@ -111,6 +98,19 @@ class Quality(_Closed):
     samples: int
     tokens: int
     rows: tuple[QualityRow, ...]
+
+
+class EngineRecord(_Closed):
+    """An engine that was built here: of which graph, into which of `files`, by what, in how many seconds, and the most
+    MiB of memory that its builder had. loaded: whether it was read back; None where no GPU driver was there to ask."""
+
+    graph: str
+    file: str
+    tool: str
+    bytes: int
+    seconds: float
+    peak_mib: float
+    loaded: bool | None
 
 
 class ExportRecord(_Closed):

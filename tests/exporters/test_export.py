@@ -133,7 +133,7 @@ def test_a_check_that_fails_leaves_the_old_export(artifact: Path, monkeypatch: p
     bad = Check(name="weights", passed=False, detail="they differ")
     nothing = Written(graphs=(), tensors={}, weights=FaceFile(bytes=0, sha256=""), predicted=0)
 
-    def write_nothing(source: object, pieces: object, folder: Path, **settings: object) -> Written:
+    def write_nothing(source: object, request: object, pieces: object, folder: Path, tell: object) -> Written:
         (folder / "weights.data").touch()
         return nothing
 
