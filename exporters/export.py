@@ -25,10 +25,11 @@ from tokcarve.exporters.device.face import (
 )
 from tokcarve.exporters.faces import FACES
 from tokcarve.exporters.faces.kind import ALL, FaceKind, Proof, Request, Work
+from tokcarve.exporters.forked import lower_piece
 from tokcarve.exporters.golden import save_golden
 from tokcarve.exporters.graph_file import GraphFile, graph_file_of
 from tokcarve.exporters.modules import FaceGraph, Shapes
-from tokcarve.exporters.onnx import OPSET, lower, weight_names
+from tokcarve.exporters.onnx import OPSET, weight_names
 from tokcarve.exporters.prove import prove
 from tokcarve.exporters.source import Source, load_source, read_source
 from tokcarve.exporters.weights import Placed, WeightFile
@@ -186,15 +187,7 @@ def _write_graphs(
         for done, (name, piece) in enumerate(pieces.items()):
             tell("writing graphs", done, len(pieces))
             started = time.perf_counter()
-            model = lower(
-                piece.module,
-                piece.inputs,
-                input_names=piece.input_names,
-                output_names=piece.output_names,
-                names=names,
-                as_stored=as_stored,
-                opens=piece.opens,
-            )
+            model = lower_piece(piece, names=names, as_stored=as_stored)
             size = weights.save(model, folder / name)
             written.append(graph_file_of(name, model, size, time.perf_counter() - started))
     if request.reference_weights and not weights.referred:
