@@ -69,12 +69,13 @@ def _fork(graph: ir.Graph, branches: Mapping[str, ir.Graph]) -> None:
 
 def _share_weights(graph: ir.Graph, branch: ir.Graph, label: str) -> None:
     """Initializers of a branch become those of `graph`: the same tensor once, others of one name apart."""
+    taken = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
     for value in list(branch.initializers.values()):
         known = graph.initializers.get(value.name)
         del branch.initializers[value.name]
         if known is not None and identity(known.const_value) == identity(value.const_value):
             ir.convenience.replace_all_uses_with(value, known)
             continue
-        if known is not None:
+        if known is not None or value.name in taken:
             value.name = f"{value.name}.{label}"
         graph.register_initializer(value)
