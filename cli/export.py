@@ -26,6 +26,10 @@ def export(
     reference_weights: Annotated[
         bool, typer.Option("--reference-weights", help="Leave weights in the checkpoint's files where they fit.")
     ] = False,
+    target: Annotated[
+        str | None, typer.Option(help="The board that --trt is for: BOARD[@TENSORRT], as orin, orin@10.3, thor, rtx.")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="ONNX opset of the graphs, 18 to 23.")] = 18,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -44,6 +48,8 @@ def export(
         max_text=max_text,
         max_new=max_new,
         reference_weights=reference_weights,
+        opset=opset,
+        target=target,
     )
     with progress_bars() as progress:
         result = export_artifact(place, request, force=force, progress=progress)
@@ -55,7 +61,11 @@ def export(
 
 def _plain(result: "ExportResult") -> dict[str, Any]:
     found = result.proofs.get("trt")
-    trt = None if found is None else {"said": found.said, "engines": list(found.engines), "script": found.script}
+    trt = (
+        None
+        if found is None
+        else {"said": found.said, "engines": [one.file for one in found.engines], "script": found.script}
+    )
     return {
         "directory": str(result.directory),
         "seconds": round(result.seconds, 2),
@@ -67,6 +77,7 @@ def _plain(result: "ExportResult") -> dict[str, Any]:
 
 
 def _print(result: "ExportResult", place: Path) -> None:
+    from tokcarve.exporters.device.boards import find_target
     from tokcarve.exporters.device.session import STATIC
 
     record = result.record
@@ -78,6 +89,7 @@ def _print(result: "ExportResult", place: Path) -> None:
         "weights": _weights(result),
         "time": f"{result.seconds:.1f} s",
         "faces": ", ".join(record.faces),
+        "target": str(find_target(record.target)) if record.target is not None else None,
         **{name: proof.said for name, proof in result.proofs.items()},
         **{f"no {name}": why for name, why in record.refused.items()},
         "not checked": "; ".join(record.not_checked) or None,

@@ -13,7 +13,9 @@ __all__ = ["verify"]
 
 def verify(
     artifact: Annotated[Path | None, typer.Argument(help="The last one written here unless told.")] = None,
-    trt: Annotated[bool, typer.Option("--trt", help="Also by TensorRT's rules and tensorrt-rtx.")] = False,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Also by tensorrt-rtx, and by TensorRT's rules in any case.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Prove an export again from its files: contents, ONNX rules, and what the graphs say of the golden samples."""

@@ -37,6 +37,7 @@ def clean(model: ir.Model, *, names: Mapping[int, str], as_stored: Collection[st
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _share(model.graph)
     common.IdentityEliminationPass()(model)
+    rewrites.wide_convolutions(model.graph)
     rewrites.root_as_divisor(model.graph)
     rewrites.plain_shapes(model.graph)
     rewrites.merge(model.graph)

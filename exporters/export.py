@@ -3,12 +3,13 @@
 Weights go from the checkpoint to the weight file one by one, so that a model need not fit into memory.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from tokcarve.exporters.device.face import (
     EXPORT,
@@ -28,15 +29,18 @@ from tokcarve.exporters.faces.kind import ALL, FaceKind, Proof, Request, Work
 from tokcarve.exporters.forked import lower_piece
 from tokcarve.exporters.golden import save_golden
 from tokcarve.exporters.graph_file import GraphFile, graph_file_of
+from tokcarve.exporters.limits import check_request, check_room
 from tokcarve.exporters.modules import FaceGraph, Shapes
-from tokcarve.exporters.onnx import OPSET, weight_names
+from tokcarve.exporters.onnx import weight_names
+from tokcarve.exporters.precision import needed_opset, precision_of
 from tokcarve.exporters.prove import prove
+from tokcarve.exporters.quantise import Quantiser
+from tokcarve.exporters.sizes import header_bytes, predict
 from tokcarve.exporters.source import Source, load_source, read_source
 from tokcarve.exporters.weights import Placed, WeightFile
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.blank import DTYPES
-from tokcarve.passes.geometry import Geometry
-from tokcarve.recipes.artifact import Artifact, read_artifact
+from tokcarve.recipes.artifact import read_artifact
 from tokcarve.recipes.atomic import replace_directory, write_file
 from tokcarve.recipes.manifest import CheckRecord
 
@@ -76,13 +80,20 @@ def export_artifact(
     known = _kinds(request.faces)
     found = read_artifact(Path(artifact))
     place = found.directory / EXPORT
-    _check_request(found, place, request, force)
-    kinds, refused = _able(known, found, request)
-    request = replace(request, faces=tuple(kind.name for kind in kinds))
+    check_request(found.manifest, request)
+    precision = precision_of(request.precision)
+    if place.exists() and not force:
+        raise ExportError(f"{place} exists; pass --force to replace it")
+    kinds, refused = _able(known, {kind.name: kind.refuses(found, request) for kind in known}, request)
     tell("reading weights", 0, 1)
-    source = load_source(found, batch=request.batch, max_text=request.max_text, max_new=request.max_new)
+    source = load_source(
+        found, batch=request.batch, max_text=request.max_text, max_new=request.max_new, precision=precision
+    )
     tell("reading weights", 1, 1)
-    _check_room(source.bytes, found.directory)
+    kinds, more = _able(kinds, {kind.name: kind.cannot(source) for kind in kinds}, request)
+    request = replace(request, faces=tuple(kind.name for kind in kinds))
+    if not request.reference_weights:  # which weights need no room there is known once graphs are
+        check_room(header_bytes(source.stored, source.matrices, precision), found.directory)
     with replace_directory(place) as root:
         # the device runtime, which proves the export, expects the layout of an artifact
         stage = root / EXPORT
@@ -91,7 +102,7 @@ def export_artifact(
         for kind in kinds:
             kind.complete(work)
         proofs = prove(work, kinds, tell)
-        record = _finish(work, weights, proofs).model_copy(update={"refused": refused})
+        record = _finish(work, weights, proofs).model_copy(update={"refused": refused | more})
         write_file(stage / RECORD, seal(record))
         for path in list(stage.iterdir()):
             path.rename(root / path.name)
@@ -108,46 +119,15 @@ def _kinds(names: Sequence[str]) -> list[FaceKind]:
     return [kind for name, kind in FACES.items() if name in names or ALL in names]
 
 
-def _able(kinds: Sequence[FaceKind], artifact: Artifact, request: Request) -> tuple[list[FaceKind], dict[str, str]]:
+def _able(
+    kinds: Sequence[FaceKind], answers: Mapping[str, str | None], request: Request
+) -> tuple[list[FaceKind], dict[str, str]]:
     """The faces that can carry the artifact, and why others cannot; ExportError for one that was named and cannot."""
-    answers = {kind.name: kind.refuses(artifact, request) for kind in kinds}
     refused = {name: why for name, why in answers.items() if why is not None}
     named = [why for name, why in refused.items() if name in request.faces]
     if named or len(refused) == len(kinds):
         raise ExportError(named[0] if named else next(iter(refused.values())))
     return [kind for kind in kinds if kind.name not in refused], refused
-
-
-def _check_request(artifact: Artifact, place: Path, request: Request, force: bool) -> None:
-    max_text, max_new = request.max_text, request.max_new
-    for name, value, least in (("batch", request.batch, 1), ("max-text", max_text, 4), ("max-new", max_new, 1)):
-        if value < least:
-            raise ExportError(f"--{name} {value} is too small; give {least} or more")
-    geometry: Geometry = artifact.manifest.geometry
-    longest, limit = geometry.total + max_text + max_new, geometry.text.max_positions
-    window = geometry.text.sliding_window
-    if longest > limit:
-        raise ExportError(
-            f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} "
-            f"positions, and the model has {limit}; give less text or fewer new tokens"
-        )
-    if window is not None and longest > window:
-        raise ExportError(
-            f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} rows, "
-            f"more than the model's attention window of {window}; give less text or fewer new tokens"
-        )
-    if place.exists() and not force:
-        raise ExportError(f"{place} exists; pass --force to replace it")
-
-
-def _check_room(weight_bytes: int, directory: Path) -> None:
-    wanted = int(1.05 * weight_bytes) + 2**24
-    free = shutil.disk_usage(directory).free
-    if free < wanted:
-        raise ExportError(
-            f"the export needs {wanted / 2**30:.1f} GiB in {directory}, and {free / 2**30:.1f} GiB are free; "
-            "free some space or move the artifact to a larger disk"
-        )
 
 
 def _write(
@@ -156,7 +136,7 @@ def _write(
     """Graphs and weights, then golden samples, of which no more is known than that torch made them."""
     pieces = dict(piece for kind in kinds for piece in kind.pieces(source))
     stage = root / EXPORT
-    graphs, tensors, weights = _write_graphs(source, request, pieces, stage / FOLDER, tell)
+    graphs, tensors, weights, predicted = _write_graphs(source, request, pieces, stage / FOLDER, tell)
     reading = read_source(source)
     if isinstance(reading, str):
         goldens, router = [], None
@@ -171,34 +151,52 @@ def _write(
         gap = f"no number was compared with the model in torch: {reading}; export where they are"
         draft = draft.model_copy(update={"not_checked": (gap,)})
     work = Work(
-        root=root, source=source, request=request, draft=draft, graphs=graphs, goldens=tuple(goldens), router=router
+        root=root,
+        source=source,
+        request=request,
+        draft=draft,
+        graphs=graphs,
+        goldens=tuple(goldens),
+        router=router,
+        predicted=predicted,
     )
     return work, weights
 
 
 def _write_graphs(
     source: Source, request: Request, pieces: Mapping[str, FaceGraph], folder: Path, tell: Progress
-) -> tuple[tuple[GraphFile, ...], dict[str, StoredTensor], FaceFile]:
-    names = weight_names(source.model)
+) -> tuple[tuple[GraphFile, ...], dict[str, StoredTensor], FaceFile, int]:
+    """All graphs are made before any is written: then the size of the weight file is known, and compared."""
+    names, models = weight_names(source.model), dict[str, ir.Model]()
     table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
-    written = []
+    quantiser = Quantiser(source.plain.graphs.parts, source.precision, source.stored)
+    written, seconds = [], dict[str, float]()
     as_stored = names.values() if request.reference_weights else (table,)
-    with WeightFile(folder / WEIGHTS, source.stored, refer=request.reference_weights) as weights:
-        for done, (name, piece) in enumerate(pieces.items()):
-            tell("writing graphs", done, len(pieces))
+    for done, (name, piece) in enumerate(pieces.items()):
+        tell("making graphs", done, len(pieces))
+        started = time.perf_counter()
+        models[name] = lower_piece(piece, names=names, as_stored=as_stored, opset=request.opset)
+        quantiser.apply(models[name])
+        seconds[name] = time.perf_counter() - started
+    refer = request.reference_weights
+    predicted = predict(models.values(), source.named, source.stored, source.precision, refer=refer)
+    check_room(predicted, folder)
+    with WeightFile(folder / WEIGHTS, source.stored, refer=refer) as weights:
+        for done, (name, model) in enumerate(models.items()):
+            tell("writing graphs", done, len(models))
             started = time.perf_counter()
-            model = lower_piece(piece, names=names, as_stored=as_stored)
             size = weights.save(model, folder / name)
-            written.append(graph_file_of(name, model, size, time.perf_counter() - started))
+            written.append(graph_file_of(name, model, size, seconds[name] + time.perf_counter() - started))
     if request.reference_weights and not weights.referred:
         dtypes = " and ".join(
             sorted({str(DTYPES[one.entry.dtype]).removeprefix("torch.") for one in source.stored.values()})
         )
         raise ExportError(
-            f"--reference-weights: no weight of the checkpoint ({dtypes}) is what the export reads (float32), so all "
-            "must be converted; leave the option out"
+            f"--reference-weights: no weight of the checkpoint ({dtypes}) is what the export reads "
+            f"({source.precision.type_name}), so all must be converted; leave the option out, or give the --precision "
+            "that the checkpoint has"
         )
-    return tuple(written), _stored(weights.placed), weights.record
+    return tuple(written), _stored(weights.placed), weights.record, predicted
 
 
 def _stored(placed: Sequence[Placed]) -> dict[str, StoredTensor]:
@@ -222,8 +220,10 @@ def _record(
         total=sizes.total,
         max_text=sizes.prompt - sizes.tokens,
         max_new=sizes.max_new,
-        opset=OPSET,
-        dtype="float32",
+        opset=max(request.opset, needed_opset(request.precision, "ort")),
+        target=request.target,
+        dtype=source.precision.type_name,
+        precision=source.precision.name,
         positions=manifest.positions,
         pruned=Side(**_counts(sizes)),
         baseline=Side(**_counts(plain)),
@@ -251,6 +251,7 @@ def _finish(work: Work, weights: FaceFile, proofs: Mapping[str, Proof]) -> Expor
     return work.draft.model_copy(
         update={
             "files": files,
+            "engines": tuple(engine for proof in proofs.values() for engine in proof.engines),
             "checks": tuple(CheckRecord(name=one.name, passed=one.passed, detail=one.detail) for one in checks),
             "not_checked": tuple(dict.fromkeys((*work.draft.not_checked, *left))),
         }

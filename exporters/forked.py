@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from tokcarve.exporters.modules import FaceGraph
-from tokcarve.exporters.onnx import lower
+from tokcarve.exporters.onnx import OPSET, lower
 from tokcarve.exporters.tensors import identity
 
 __all__ = ["Forked", "lower_piece"]
@@ -20,7 +20,9 @@ class Forked(FaceGraph):
     otherwise: FaceGraph
 
 
-def lower_piece(piece: FaceGraph, *, names: Mapping[int, str], as_stored: Collection[str] = ()) -> ir.Model:
+def lower_piece(
+    piece: FaceGraph, *, names: Mapping[int, str], as_stored: Collection[str] = (), opset: int = OPSET
+) -> ir.Model:
     """The ONNX graph of a piece, forked or not; the rest as in `lower`."""
     model = lower(
         piece.module,
@@ -29,11 +31,12 @@ def lower_piece(piece: FaceGraph, *, names: Mapping[int, str], as_stored: Collec
         output_names=piece.output_names if not isinstance(piece, Forked) else ("condition",),
         names=names,
         as_stored=as_stored,
+        opset=opset,
         opens=piece.opens,
     )
     if isinstance(piece, Forked):
         branches = {
-            label: lower_piece(one, names=names, as_stored=as_stored)
+            label: lower_piece(one, names=names, as_stored=as_stored, opset=opset)
             for label, one in (("then", piece.then), ("else", piece.otherwise))
         }
         _fork(model.graph, {label: branch.graph for label, branch in branches.items()})

@@ -32,7 +32,8 @@ _MERGED_ELSEWHERE = 1e-4
 class Reference:
     """What torch says of one sample: kept [keep] original patch ids, features [keep, hidden], logits [vocab] of the
     last prompt row, greedy tokens [new] past any stop token, and margins [new]: best logit minus second best; given
-    [new, ...] by name: what a method tells whoever runs it."""
+    [new, ...] by name: what a method tells whoever runs it; open bool [total]: patches of which rounding to the dtype
+    of the graphs decides whether they are kept."""
 
     kept: Tensor
     features: Tensor
@@ -40,6 +41,7 @@ class Reference:
     tokens: Tensor
     margins: Tensor
     given: Mapping[str, Tensor]
+    open: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +54,14 @@ class Golden:
     skipped: int
 
 
-def make_samples(graphs: TokenGraphs, *, count: int, max_text: int, seed: int = 0) -> tuple[tuple[Question, ...], int]:
+def make_samples(
+    graphs: TokenGraphs, rounded: TokenGraphs | None = None, *, count: int, max_text: int, seed: int = 0
+) -> tuple[tuple[Question, ...], int]:
     """`count` samples whose text lengths go from short to exactly `max_text`, and how many images were passed over.
 
     An image is passed over when changes of its pixels by 1e-5 change what is kept or merged: there two correct programs
-    may differ. After eight in a row the next one is taken as it is.
+    may differ; and when the same model in the dtype of the graphs, `rounded`, keeps something else of it, or of it with
+    its pixels changed by what that dtype can tell apart. After eight in a row the next one is taken as it is.
     """
     generator = torch.Generator().manual_seed(seed)
     samples, skipped = [], 0
@@ -66,7 +71,7 @@ def make_samples(graphs: TokenGraphs, *, count: int, max_text: int, seed: int = 
         state = {name: torch.rand(1, thread(graphs.vision).count, generator=generator) for name in graphs.asks}
         for _ in range(_ATTEMPTS):
             sample = _question(pixels, text, state)
-            if _stable(graphs, sample, generator):
+            if _stable(graphs, sample, generator) and not _open(graphs, rounded, sample).any():
                 break
             pixels, skipped = _picture(graphs.geometry, generator), skipped + 1
         samples.append(_question(pixels, text, state))
@@ -106,6 +111,30 @@ def _stable(graphs: TokenGraphs, sample: Question, generator: torch.Generator) -
     return True
 
 
+def _open(graphs: TokenGraphs, rounded: TokenGraphs | None, sample: Question) -> Tensor:
+    """bool [total]: patches that `rounded` keeps and `graphs` do not, or the other way round, in any of a few runs."""
+    found = torch.zeros(graphs.geometry.total, dtype=torch.bool)
+    if rounded is None:
+        return found
+    generator = torch.Generator().manual_seed(len(sample.after))
+    unit = torch.finfo(rounded.parts.embed_tokens.weight.dtype).eps  # type: ignore[arg-type]
+    with torch.no_grad():
+        wanted = _kept(graphs, _outcome(graphs, sample, sample.pixel_values)[1])
+        for turn in range(1 + _NUDGES):
+            pixels = sample.pixel_values
+            nudged = pixels + min(turn, 1) * unit * torch.randn(pixels.shape, generator=generator)
+            found |= _kept(graphs, _outcome(rounded, sample, nudged)[1]) != wanted
+    return found
+
+
+def _kept(graphs: TokenGraphs, kept: Mapping[str, Tensor]) -> Tensor:
+    """bool [total]: what is left behind the last stage."""
+    left = torch.zeros(graphs.geometry.total, dtype=torch.bool)
+    index = final_kept(kept, 1, graphs.geometry.total)[0]
+    left[index[index >= 0]] = True  # -1 is the [CLS] row
+    return left
+
+
 def _outcome(graphs: TokenGraphs, sample: Question, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """What merging elsewhere would change, the features or where the language model merges the logits; and the ids."""
     image = graphs.geometry.image_token_id
@@ -117,8 +146,9 @@ def _outcome(graphs: TokenGraphs, sample: Question, pixels: Tensor) -> tuple[Ten
     return read.logits[0, -1], all_kept(seen, read)
 
 
-def reference(graphs: TokenGraphs, sample: Question, new: int) -> Reference:
-    """What `graphs` make of one sample in torch: no padding, growing caches, nothing shared with the exported form."""
+def reference(graphs: TokenGraphs, sample: Question, new: int, rounded: TokenGraphs | None = None) -> Reference:
+    """What `graphs` make of one sample in torch: no padding, growing caches, nothing shared with the exported form;
+    `rounded` as for `make_samples`."""
     said = ask(graphs, sample, new)
     kept = final_kept(all_kept(said.seen, said.read), 1, graphs.geometry.total)
     best = said.logits.topk(2, dim=-1)
@@ -129,6 +159,7 @@ def reference(graphs: TokenGraphs, sample: Question, new: int) -> Reference:
         tokens=best.indices[:, 0],
         margins=best.values[:, 0] - best.values[:, 1],
         given=said.given,
+        open=_open(graphs, rounded, sample),
     )
 
 
@@ -148,6 +179,7 @@ def said(references: Sequence[Reference]) -> list[Said]:
             tokens=one.tokens.numpy(),
             margins=one.margins.numpy(),
             given={name: tensor.numpy() for name, tensor in one.given.items()},
+            open=one.open.numpy(),
         )
         for one in references
     ]
@@ -174,6 +206,7 @@ def save_golden(golden: Golden, geometry: Geometry, path: Path, router: Router |
             f"{side}tokens": np.stack([one.tokens for one in found]),
             f"{side}margins": np.stack([one.margins for one in found if one.margins is not None]),
             f"{side}logits": np.stack([one.logits for one in found]),
+            f"{side}open": np.stack([one.open for one in found if one.open is not None]),
         }
         arrays |= {f"{side}given.{name}": np.stack([one.given[name] for one in found]) for name in found[0].given}
     if router is not None:

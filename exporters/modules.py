@@ -58,6 +58,13 @@ def final_kept(kept: Mapping[str, Tensor], batch: int, total: int) -> Tensor:
     return torch.arange(total).unsqueeze(0).expand(batch, -1)
 
 
+def _dtype(graphs: TokenGraphs) -> torch.dtype:
+    """In which a model computes: that of the rows between its graphs, and of its caches."""
+    weight = graphs.parts.embed_tokens.weight
+    assert isinstance(weight, Tensor)
+    return weight.dtype
+
+
 class _Vision(nn.Module):
     def __init__(self, graphs: TokenGraphs) -> None:
         super().__init__()
@@ -111,7 +118,7 @@ class _Prefill(nn.Module):
     ) -> tuple[Tensor, ...]:
         read = Read(*self.language(inputs_embeds, position_ids, prompt_lengths, *more))
         cache = (tensor for pair in zip(read.keys, read.values, strict=True) for tensor in pair)
-        return read.logits, *cache, *read.kept.values(), *read.given.values()
+        return read.logits.float(), *cache, *read.kept.values(), *read.given.values()
 
 
 class _Decode(nn.Module):
@@ -127,7 +134,7 @@ class _Decode(nn.Module):
         past, more = rest[: self.caches], rest[self.caches :]
         made = Step(*self.decode(ids, positions, lengths, step, list(past[::2]), list(past[1::2]), self.max_new, *more))
         new = (tensor for pair in zip(made.keys, made.values, strict=True) for tensor in pair)
-        return made.logits, *new, *made.given.values()
+        return made.logits.float(), *new, *made.given.values()
 
 
 def shapes(graphs: TokenGraphs, *, batch: int, max_text: int, max_new: int, tokens: int | None = None) -> Shapes:
@@ -149,7 +156,11 @@ def shapes(graphs: TokenGraphs, *, batch: int, max_text: int, max_new: int, toke
 
 
 def face_graphs(graphs: TokenGraphs, sizes: Shapes) -> dict[str, FaceGraph]:
-    """The four graphs of the `ort` face, in the order in which a prompt passes through them."""
+    """The four graphs of the `ort` face, in the order in which a prompt passes through them.
+
+    Pixels come in and logits go out as float32 whatever the model computes in, and so does what a method hands from
+    graph to graph or tells; image features, embedded rows, keys and values have the dtype of the model.
+    """
     return {
         "vision": _vision(graphs, sizes),
         "embedding": _embedding(graphs, sizes),
@@ -177,7 +188,10 @@ def _prompt(graphs: TokenGraphs, sizes: Shapes) -> Tensor:
 
 def _embedding(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
     ids = _prompt(graphs, sizes)
-    inputs: tuple[Tensor, ...] = (ids, torch.zeros(sizes.batch, sizes.tokens, graphs.geometry.text.hidden))
+    inputs: tuple[Tensor, ...] = (
+        ids,
+        torch.zeros(sizes.batch, sizes.tokens, graphs.geometry.text.hidden, dtype=_dtype(graphs)),
+    )
     names: tuple[str, ...] = ("input_ids", "image_features")
     if graphs.embedding.total is not None:
         inputs += (torch.arange(sizes.tokens).expand(sizes.batch, -1).contiguous(),)
@@ -190,12 +204,12 @@ def _embedding(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
 def _prefill(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
     hidden = graphs.geometry.text.hidden
     handed = propagate_vision(graphs, batch=sizes.batch).handed
-    more = {name: torch.zeros(tuple(value.shape)) for name, value in handed.items()}
+    more = {name: torch.zeros(tuple(value.shape), dtype=value.dtype) for name, value in handed.items()}
     more["visual_start"] = torch.ones(sizes.batch, dtype=torch.int64)
     return FaceGraph(
         module=_Prefill(graphs, sizes.prompt),
         inputs=(
-            torch.zeros(sizes.batch, sizes.prompt, hidden),
+            torch.zeros(sizes.batch, sizes.prompt, hidden, dtype=_dtype(graphs)),
             torch.arange(sizes.prompt).expand(sizes.batch, -1).contiguous(),
             torch.full((sizes.batch,), sizes.prompt),
             *(more.get(name, torch.zeros(sizes.batch, sizes.tokens)) for name in graphs.language_inputs),
@@ -208,7 +222,9 @@ def _prefill(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
 def _decode(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
     text = graphs.geometry.text
     past = [
-        torch.zeros(sizes.batch, text.kv_heads, slots, text.head_dim) for slots in sizes.capacities for _ in range(2)
+        torch.zeros(sizes.batch, text.kv_heads, slots, text.head_dim, dtype=_dtype(graphs))
+        for slots in sizes.capacities
+        for _ in range(2)
     ]
     column = torch.zeros(sizes.batch, 1, dtype=torch.int64)
     start = ("visual_start",) if graphs.gives else ()

@@ -1,4 +1,4 @@
-"""Torch modules as ONNX graphs with static shapes, opset 18."""
+"""Torch modules as ONNX graphs with static shapes, in the opset that was asked for."""
 
 import contextlib
 import inspect
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from tokcarve.exporters import cleanup, translate
 from tokcarve.passes.errors import ExportError
 
-__all__ = ["OPSET", "lower", "weight_names"]
+__all__ = ["OPSET", "OPSETS", "lower", "weight_names"]
 
 OPSET = 18
-"""The newest opset that every supported TensorRT reads and in which attention is decomposed."""
+"""What graphs are written in unless told: every supported TensorRT reads it."""
+OPSETS = range(18, 24)
+"""What they can be written in: torch converts no graph to less, and attention is decomposed in all of them."""
 
 
 def weight_names(model: nn.Module) -> dict[int, str]:
@@ -36,13 +38,14 @@ def lower(
     output_names: Sequence[str],
     names: Mapping[int, str] | None = None,
     as_stored: Collection[str] = (),
+    opset: int = OPSET,
     opens: Mapping[str, Mapping[int, str]] | None = None,
 ) -> ir.Model:
     """The ONNX graph of `module` at the shapes of `inputs`, its weights still those of the module (nothing is copied).
 
     `names` as `weight_names` gives them; a parameter of `module` that is not there keeps the module's name for it.
-    `as_stored` as in `cleanup.clean`, `opens` as in FaceGraph. Raises ExportError naming what torch or its exporter
-    could not trace.
+    `as_stored` as in `cleanup.clean`, `opset` one of OPSETS, `opens` as in FaceGraph. Raises ExportError naming what
+    torch or its exporter could not trace.
     """
     if len(inputs) != len(input_names):
         raise ExportError(f"a graph with the inputs {list(input_names)} was given {len(inputs)} example tensors")
@@ -55,7 +58,7 @@ def lower(
                 exported,
                 (),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 optimize=False,
                 verbose=False,
                 input_names=list(input_names),

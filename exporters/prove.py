@@ -5,8 +5,10 @@ from dataclasses import replace
 
 from tokcarve.exporters import verify
 from tokcarve.exporters.device.compare import Check
+from tokcarve.exporters.device.face import WEIGHTS
 from tokcarve.exporters.faces.kind import FaceKind, Proof, Work
 from tokcarve.exporters.golden import Golden
+from tokcarve.exporters.sizes import check_size
 from tokcarve.exporters.wellformed import check_graph
 
 __all__ = ["judge", "prove"]
@@ -21,10 +23,10 @@ def prove(work: Work, kinds: Sequence[FaceKind], tell: Progress) -> dict[str, Pr
     """
     source = work.source
     paths = [work.onnx / graph.name for graph in work.graphs]
-    named = dict((*source.model.named_parameters(), *source.model.named_buffers()))
     tell("checking", 0, len(kinds) + 1)
-    checks = [check_graph(path, work.draft.open.get(path.name, ())) for path in paths]
-    checks.append(verify.check_weights(paths, named, source.stored))
+    checks = [check_graph(path, work.draft.open.get(path.name, ()), work.draft.opset) for path in paths]
+    checks.append(check_size((work.onnx / WEIGHTS).stat().st_size, work.predicted))
+    checks.append(verify.check_weights(paths, source.named, source.stored))
     verify.require(checks)
     power, left = _power(work)
     proofs = {"": Proof(checks=(*checks, *power), not_checked=tuple(left))}
@@ -41,7 +43,7 @@ def _power(work: Work) -> tuple[list[Check], list[str]]:
     checks, left = list[Check](), list[str]()
     for one, golden in work.goldens:
         further = one is not work.source.largest
-        power, open_questions = judge(golden)
+        power, open_questions = judge(golden, work.draft.dtype)
         checks += [
             replace(check, name=f"pruned to {one.budget}: {check.name}" if further else check.name) for check in power
         ]
@@ -49,9 +51,9 @@ def _power(work: Work) -> tuple[list[Check], list[str]]:
     return checks, left
 
 
-def judge(golden: Golden) -> tuple[list[Check], list[str]]:
+def judge(golden: Golden, dtype: str = "float32") -> tuple[list[Check], list[str]]:
     """What the golden comparison is worth: the check of power if it has any, and what it leaves open."""
-    power, left = verify.check_power(golden), list[str]()
+    power, left = verify.check_power(golden, dtype), list[str]()
     if not power.passed:
         left.append(f"the comparison of logits has no power to tell the pruned model apart: {power.detail}")
     if golden.skipped:

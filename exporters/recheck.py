@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tokcarve.exporters.device.boards import RELEASES, find_target
 from tokcarve.exporters.device.compare import (
     Asked,
     Check,
@@ -17,6 +18,7 @@ from tokcarve.exporters.device.compare import (
     check_power,
     read_golden,
     read_losses,
+    uncompared,
 )
 from tokcarve.exporters.device.face import (
     EXPORT,
@@ -28,11 +30,15 @@ from tokcarve.exporters.device.face import (
     file_record,
     read_export,
 )
+from tokcarve.exporters.device.merging import check_merging
 from tokcarve.exporters.device.pipeline import Pipeline
-from tokcarve.exporters.device.session import Face
+from tokcarve.exporters.device.session import STATIC, Face
+from tokcarve.exporters.proving import proving_face, unshown
 from tokcarve.recipes.artifact import read_artifact
 
 __all__ = ["Report", "recheck"]
+
+_TRT = "trt"
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,7 +58,9 @@ class Report:
 
 
 def recheck(artifact: Path, *, trt: bool = False, progress: Progress | None = None) -> Report:
-    """Proves the export of `artifact` again; with `trt` also by TensorRT's rules, and where tensorrt-rtx is here by it.
+    """Proves the export of `artifact` again, by TensorRT's rules where it has that face.
+
+    With `trt` by these rules in any case, and by tensorrt-rtx where it is here.
 
     Graphs run only where every file is what was exported: what else could be said of them is not about this export.
     Raises what reading an artifact and its export raise.
@@ -65,12 +73,29 @@ def recheck(artifact: Path, *, trt: bool = False, progress: Progress | None = No
     left = ["the checkpoint: weights are what export wrote, and export compared them with it"]
     if all(check.passed for check in checks):
         checks += _rules(directory, record, left, trt, tell)
-        face = Face(artifact=artifact, record=record)
-        provider = face.open("vision").provider
-        checks += _numbers(face, directory, left, tell)
+        provider = "CPUExecutionProvider"
+        if STATIC & set(record.faces):
+            provider, made = _run_all(artifact, record, left, tell)
+            checks += made
+        if "hf" in record.faces:
+            checks += _hub(artifact, record, left, tell)
     else:
         provider, left = "none", [*left, "the graphs were not run, for files are not those that were exported"]
     return Report(checks=tuple(checks), not_checked=tuple(left), provider=provider)
+
+
+def _run_all(artifact: Path, record: ExportRecord, left: list[str], tell: Progress) -> tuple[str, list[Check]]:
+    """Where the graphs ran, and what comparing their numbers found."""
+    try:
+        face = proving_face(artifact, record)
+    except ModuleNotFoundError as error:
+        left.append(
+            f"numbers: no CPU runs bfloat16 graphs, and {error.name}, which makes float32 of them, is not installed"
+        )
+        return "none", []
+    left += unshown(face)
+    provider = face.open("vision").provider
+    return provider, list(_numbers(face, artifact / EXPORT, left, tell))
 
 
 def _files(directory: Path, record: ExportRecord, tell: Progress) -> Iterator[Check]:
@@ -117,15 +142,32 @@ def _rules(directory: Path, record: ExportRecord, left: list[str], trt: bool, te
     else:
         for done, graph in enumerate(graphs):
             tell("checking graphs", done, len(graphs))
-            yield check_graph(graph, record.open.get(graph.name, ()))
-    if not trt:
+            yield check_graph(graph, record.open.get(graph.name, ()), record.opset)
+    yield from _tensorrt([graph for graph in graphs if graph.name not in record.open], record, left, trt)
+
+
+def _tensorrt(graphs: list[Path], record: ExportRecord, left: list[str], build: bool) -> Iterator[Check]:
+    """The rules of every TensorRT that the export says it is for, and with `build` what tensorrt-rtx says."""
+    if not build and _TRT not in record.faces:
         left.append("TensorRT: no lint, no parse, no build (verify --trt does them)")
         return
-    from tokcarve.exporters.trt import check_trt
+    try:
+        from tokcarve.exporters.trt_checks import built, check_lint
+    except ModuleNotFoundError as error:
+        left.append(
+            f"TensorRT: {error.name}, which its rules need, is not installed (pip install 'tokcarve[compress]')"
+        )
+        return
+    releases = find_target(record.target).names if record.target is not None else tuple(RELEASES)
+    yield from (check_lint(graph, releases) for graph in graphs)
+    left.append(f"no TensorRT engine was {'built or ' * (not record.engines)}run")
+    if not build:
+        left.append("TensorRT: no parse, no build (verify --trt does them)")
+        return
+    from tokcarve.exporters.tensorrt import check_with_rtx
 
-    checks, reports = check_trt([graph for graph in graphs if graph.name not in record.open])
-    yield from checks
-    left.append("no TensorRT engine was built or run")
+    reports = [check_with_rtx(graph) for graph in graphs]
+    yield from (built(report) for report in reports if report.ran)
     left.extend(report.problems[0] for report in reports[:1] if not report.ran)
 
 
@@ -142,17 +184,40 @@ def _numbers(face: Face, directory: Path, left: list[str], tell: Progress) -> It
         tell(f"running {label}", 0, 2)
         made = _run(Pipeline(face, baseline=False, budget=further), samples, carved, label)
         tell(f"running {label}", 1, 2)
+        left += uncompared(made, label)
         if further is None:
             made += _run(Pipeline(face, baseline=True), samples, whole, "unpruned")
         yield from made
-        power = check_power(carved, whole, record.dtype)
-        if power.passed:
-            yield replace(power, name="power" if further is None else f"{label}: power")
-        else:
-            left.append(f"{label}: the comparison has no power to tell the pruned model apart: {power.detail}")
+        yield from _power(label, carved, whole, record.dtype, left)
         tell(f"running {label}", 2, 2)
     if record.router is not None and files:
         yield check_losses(face.open(ROUTER), *read_losses(directory / "golden.npz"), record.dtype)
+
+
+def _power(label: str, carved: list[Said], whole: list[Said], dtype: str, left: list[str]) -> Iterator[Check]:
+    power = check_power(carved, whole, dtype)
+    if power.passed:
+        yield replace(power, name="power" if label == "pruned" else f"{label}: power")
+    else:
+        left.append(f"{label}: the comparison has no power to tell the pruned model apart: {power.detail}")
+
+
+def _hub(artifact: Path, record: ExportRecord, left: list[str], tell: Progress) -> Iterator[Check]:
+    """The graphs of the `hf` face on the golden samples, and its processor where transformers is installed."""
+    golden, geometry = artifact / EXPORT / "golden.npz", record.geometry
+    tell("running hf", 0, 1)
+    if golden.name in record.files:
+        samples, carved, whole = read_golden(golden, geometry.image_token_id)
+        yield from check_merging(artifact, record, samples, carved)
+        if not STATIC & set(record.faces):
+            yield from _power("pruned", carved, whole, record.dtype, left)
+    try:
+        from tokcarve.exporters.stock_processor import check_processor
+
+        yield from check_processor(artifact / EXPORT, artifact / "processor", geometry, record.pruned.tokens)
+    except ModuleNotFoundError as error:
+        left.append(f"hf: the processor, for {error.name} is not installed (pip install 'tokcarve[compress]')")
+    tell("running hf", 1, 1)
 
 
 def _run(pipeline: Pipeline, samples: list[Asked], expected: list[Said], side: str) -> list[Check]:

@@ -16,6 +16,7 @@ __all__ = [
     "scopes",
     "selects",
     "transposed",
+    "wide_convolutions",
 ]
 
 SELECT = "tokcarve_select"
@@ -107,6 +108,34 @@ def root_as_divisor(graph: ir.Graph) -> None:
         made.shape, made.type = old.shape, old.type
         ir.convenience.replace_nodes_and_values(graph, product, [product], [quotient], [old], [made])
         graph.remove(node, safe=True)
+
+
+def wide_convolutions(graph: ir.Graph) -> None:
+    """bfloat16 convolutions in float32 between casts: ONNX knows them in bfloat16 from opset 22 on."""
+    for node in [one for one in graph if one.op_type == "Conv" and one.inputs[0].dtype == ir.DataType.BFLOAT16]:
+        for place, value in enumerate(node.inputs):
+            if value is not None:
+                node.replace_input_with(place, _cast(graph, value, ir.DataType.FLOAT, before=node))
+        made = node.outputs[0]
+        made.type = ir.TensorType(ir.DataType.FLOAT)
+        users = list(made.uses())
+        narrow = _cast(graph, made, ir.DataType.BFLOAT16, after=node)
+        for user, place in users:
+            user.replace_input_with(place, narrow)
+
+
+def _cast(
+    graph: ir.Graph, value: ir.Value, dtype: ir.DataType, *, before: ir.Node | None = None, after: ir.Node | None = None
+) -> ir.Value:
+    beside = before if before is not None else after
+    node = ir.node("Cast", [value], attributes={"to": dtype}, name=f"{beside.name}_cast")  # type: ignore[union-attr]
+    node.metadata_props.update(beside.metadata_props)  # type: ignore[union-attr]
+    node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
+    if before is not None:
+        graph.insert_before(before, node)
+    else:
+        graph.insert_after(after, node)
+    return node.outputs[0]
 
 
 def merge(graph: ir.Graph) -> None:

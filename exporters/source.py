@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tokcarve.exporters.device.face import ROUTER, graph_file
 from tokcarve.exporters.golden import NEW_TOKENS, Golden, make_samples, reference
 from tokcarve.exporters.modules import FaceGraph, Shapes, face_graphs, shapes
+from tokcarve.exporters.precision import PRECISIONS, Precision, matrices
+from tokcarve.exporters.quantise import round_weights
+from tokcarve.passes.families import capture
 from tokcarve.passes.families.blank import Stored, blank_model
 from tokcarve.passes.families.load import read_model
 from tokcarve.passes.graph import TokenGraphs
@@ -36,7 +39,8 @@ class Carved:
 class Source:
     """A model to export: carved to its budgets, the largest first, and whole; and the router of a set.
 
-    Its large weights are blank: `stored` says by address what belongs there.
+    Its large weights are blank, in the dtype of `precision`: `stored` says by address what belongs there, `matrices`
+    which of them are quantised.
     """
 
     artifact: Artifact
@@ -45,6 +49,7 @@ class Source:
     carved: tuple[Carved, ...]
     plain: Carved
     router: Router | None
+    precision: Precision = PRECISIONS["fp32"]
 
     @property
     def largest(self) -> Carved:
@@ -52,9 +57,19 @@ class Source:
         return self.carved[0]
 
     @property
-    def bytes(self) -> int:
-        """Of all weights, as they are exported."""
-        return sum(weight.nbytes for weight in self.model.parameters())
+    def weights(self) -> int:
+        """How many numbers all weights are."""
+        return sum(weight.numel() for weight in self.model.parameters())
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """The model's own tensors, as the checkpoint calls them."""
+        return dict((*self.model.named_parameters(), *self.model.named_buffers()))
+
+    @property
+    def matrices(self) -> frozenset[int]:
+        """Addresses of the weights that are quantised; none where the precision quantises none."""
+        return matrices(self.plain.graphs.parts) if self.precision.bits else frozenset()
 
     def pieces(self) -> Iterator[tuple[str, FaceGraph]]:
         """Every graph of the face with its file name, in order."""
@@ -75,9 +90,9 @@ class Source:
             )
 
 
-def load_source(artifact: Artifact, *, batch: int, max_text: int, max_new: int) -> Source:
+def load_source(artifact: Artifact, *, batch: int, max_text: int, max_new: int, precision: Precision) -> Source:
     """The model of `artifact`, its large weights blank, for prompts and answers of these sizes."""
-    blank = blank_model(artifact.open_base())
+    blank = blank_model(artifact.open_base(), dtype=precision.dtype)
 
     def side(graphs: TokenGraphs, budget: int | None) -> Carved:
         sizes = shapes(graphs, batch=batch, max_text=max_text, max_new=max_new)
@@ -91,28 +106,31 @@ def load_source(artifact: Artifact, *, batch: int, max_text: int, max_new: int) 
         carved=tuple(side(carve(blank.model, artifact, count).graphs, count) for count in counts),
         plain=side(whole(blank.model, artifact), None),
         router=router_of(blank.model, artifact),
+        precision=precision,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The model of a source with all of its weights, for what torch makes of samples."""
+    """The model of a source with all of its weights in float32, quantised ones as they are then read, for what torch
+    makes of samples; `rounded` is the same model in the dtype of the graphs where that is another."""
 
     source: Source
     model: nn.Module
+    rounded: nn.Module | None
     router: Router | None
 
     def golden(self, side: Carved) -> Golden:
         """Samples for one budget, and what torch makes of them there and in the whole model."""
         artifact, batch, sizes = self.source.artifact, side.sizes.batch, side.sizes
         carved, plain = carve(self.model, artifact, side.budget).graphs, whole(self.model, artifact)
-        size = sum(weight.numel() for weight in self.model.parameters())
-        count = batch * (max(1, _SAMPLES // batch) if size < _LARGE else 1)
-        samples, skipped = make_samples(carved, count=count, max_text=sizes.prompt - sizes.tokens)
+        rounded = None if self.rounded is None else carve(self.rounded, artifact, side.budget).graphs
+        count = batch * (max(1, _SAMPLES // batch) if self.source.weights < _LARGE else 1)
+        samples, skipped = make_samples(carved, rounded, count=count, max_text=sizes.prompt - sizes.tokens)
         new = min(NEW_TOKENS, sizes.max_new)
         return Golden(
             samples=samples,
-            pruned=tuple(reference(carved, sample, new) for sample in samples),
+            pruned=tuple(reference(carved, sample, new, rounded) for sample in samples),
             plain=tuple(reference(plain, sample, new) for sample in samples),
             skipped=skipped,
         )
@@ -120,9 +138,17 @@ class Reading:
 
 def read_source(source: Source) -> Reading | str:
     """The model with its weights, or why this machine does not read it: too little memory for it twice, in torch and in
-    ONNX Runtime."""
-    needed, free = int(2.2 * source.bytes), psutil.virtual_memory().available
+    ONNX Runtime, both of which compute in float32 on a CPU, and in torch as it is exported."""
+    precision = source.precision
+    each = 8.8 + (precision.dtype.itemsize if precision.dtype != torch.float32 else 0)
+    needed, free = int(each * source.weights), psutil.virtual_memory().available
     if needed > free:
         return f"{needed / 2**30:.1f} GiB of memory are needed to run it twice, and {free / 2**30:.1f} GiB are free"
-    model = read_model(source.artifact.open_base().path)
-    return Reading(source=source, model=model, router=router_of(model, source.artifact))
+    path, rounded = source.artifact.open_base().path, None
+    model = read_model(path)
+    if precision.dtype != torch.float32:
+        rounded = read_model(path, dtype=precision.dtype)
+    for one in (model, rounded):
+        if precision.bits and one is not None:
+            round_weights(capture(one).parts, precision.bits)
+    return Reading(source=source, model=model, rounded=rounded, router=router_of(model, source.artifact))

@@ -1,18 +1,20 @@
-"""TensorRT: check a graph without a GPU, build an engine where there is one, write a script for the device."""
+"""TensorRT: check a graph without a GPU, and build engines: for RTX on any CPU, others where there is a GPU."""
 
+import importlib.metadata
 import importlib.util
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokcarve.exporters.device.boards import Target
 from tokcarve.passes.errors import ExportError
 
-__all__ = ["TrtReport", "build_engine", "build_script", "can_build_engines", "check_with_rtx"]
+__all__ = ["TrtReport", "build_engine", "check_with_rtx", "gpu_for"]
 
 # warnings after which an engine computes something else than the graph says
 _FATAL = re.compile(r"unused input|is unused|clamp|truncat|overflow|will be ignored|is ignored|\bcast", re.IGNORECASE)
@@ -24,7 +26,8 @@ class TrtReport:
     """What TensorRT said about one graph.
 
     ran: whether TensorRT was there to ask; passed: parsed, built, no fatal warning, every shape constant;
-    engine_bytes: size of the engine it built; seconds: how long that took.
+    engine_bytes: size of the engine it built; seconds: how long that took; peak_mib: the most MiB of memory that its
+    process had. loaded: whether an engine that was kept was read back, None where no GPU driver was there to ask.
     """
 
     graph: str
@@ -33,41 +36,57 @@ class TrtReport:
     passed: bool
     engine_bytes: int = 0
     seconds: float = 0.0
+    peak_mib: float = 0.0
+    loaded: bool | None = None
     problems: tuple[str, ...] = ()
 
 
-def check_with_rtx(graph: Path) -> TrtReport:
-    """Parse and build `graph` with TensorRT for RTX on the CPU, keeping nothing; `ran` is false if it is not here."""
+def check_with_rtx(graph: Path, engine: Path | None = None) -> TrtReport:
+    """Parse and build `graph` with TensorRT for RTX on the CPU; `ran` is false if it is not here.
+
+    The engine is kept in the file `engine`, or not at all.
+    """
     if importlib.util.find_spec("tensorrt_rtx") is None:
         missing = "tensorrt-rtx is not installed (pip install 'tokcarve[check]')"
         return TrtReport(graph=graph.name, tool="tensorrt-rtx", ran=False, passed=False, problems=(missing,))
-    return _ask("tensorrt_rtx", graph, None)
+    return _ask("tensorrt_rtx", graph, engine)
 
 
-def can_build_engines() -> bool:
-    """Whether TensorRT (not the RTX checker) and a CUDA device are present here."""
+def gpu_for(target: Target | None) -> bool:
+    """Whether TensorRT (not the RTX checker) and a GPU are here that engines can be built with: one of the target's
+    compute capability where there is a target, and a TensorRT that it means."""
     if importlib.util.find_spec("tensorrt") is None:
         return False
     import torch
 
-    return torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        return False
+    if target is None:
+        return True
+    here = ".".join(importlib.metadata.version("tensorrt").split(".")[:2])
+    meant = [name for name in target.names if f"{here}.".startswith(f"{name}.")]
+    return bool(meant) and torch.cuda.get_device_capability() in target.board.compute
 
 
-def build_engine(graph: Path, engine: Path) -> TrtReport:
-    """Build the engine of `graph` for this machine's GPU into `engine`; ExportError says why if TensorRT refuses."""
-    report = _ask("tensorrt", graph, engine)
+def build_engine(graph: Path, engine: Path, timing: Path) -> TrtReport:
+    """Build the engine of `graph` for this machine's GPU into `engine`; ExportError says why if TensorRT refuses.
+
+    What was timed is kept in the file `timing` for the next engine.
+    """
+    report = _ask("tensorrt", graph, engine, timing)
     if not report.passed:
         engine.unlink(missing_ok=True)
         raise ExportError(f"TensorRT did not build an engine of {graph.name}: {report.problems[0]}")
     return report
 
 
-def _ask(module: str, graph: Path, engine: Path | None) -> TrtReport:
-    command = [sys.executable, "-m", "tokcarve.exporters.trt_worker", module, str(graph.resolve())]
+def _ask(module: str, graph: Path, *kept: Path | None) -> TrtReport:
+    files = [str(path.resolve()) for path in (graph, *kept) if path is not None]
+    command = [sys.executable, "-m", "tokcarve.exporters.trt_worker", module, *files]
     tool = module.replace("_", "-")
     try:
         done = subprocess.run(
-            command + ([str(engine.resolve())] if engine is not None else []),
+            command,
             capture_output=True,
             text=True,
             timeout=_LIMIT,
@@ -90,6 +109,8 @@ def _ask(module: str, graph: Path, engine: Path | None) -> TrtReport:
         passed=not problems,
         engine_bytes=said["bytes"],
         seconds=said["seconds"],
+        peak_mib=said["peak_mib"],
+        loaded=said["loaded"],
         problems=tuple(problems),
     )
 
@@ -108,36 +129,6 @@ def _problems(said: Mapping[str, Any]) -> list[str]:
         problems.append("the graph was not parsed")
     if not problems and not said["bytes"]:
         problems.append("no engine was built")
+    if not problems and said["loaded"] is False:
+        problems.append(f"the engine cannot be read back: {said['load_errors'][0]}")
     return problems
-
-
-_SCRIPT = """\
-#!/bin/sh
-# Builds the TensorRT engines of this export. Run it on the device that will use them: an engine fits one GPU and one
-# TensorRT version. Written for TensorRT 10.3 and later: JetPack 6 (10.3), JetPack 7 (10.13 and 10.16), TensorRT 11.
-# The graphs are float32 with constant shapes, so neither precision flags nor shape profiles are needed.
-set -eu
-cd "$(dirname "$0")"
-trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)
-[ -x "$trtexec" ] || {{ echo "no trtexec here; JetPack has it in the package libnvinfer-bin" >&2; exit 1; }}
-# TensorRT 11 is always strongly typed and need not know the flag
-typed=$("$trtexec" --help 2>&1 | grep -q stronglyTyped && echo --stronglyTyped || true)
-mkdir -p engines
-{lines}
-"""
-
-
-def build_script(graphs: Sequence[Path], weight_bytes: Mapping[str, int]) -> str:
-    """A shell script that builds one engine per graph, with the memory each is expected to take.
-
-    `weight_bytes` {graph file name: bytes of its weights}. A builder holds the weights about four times over: in the
-    file, parsed, while it chooses kernels, and in the engine.
-    """
-    lines = []
-    for graph in graphs:
-        peak = 4 * weight_bytes.get(graph.name, 0) / 2**30 + 0.5
-        lines.append(f"# {graph.name}: about {peak:.1f} GiB of memory at its peak (estimated, not measured)")
-        lines.append(
-            f'"$trtexec" --onnx=../onnx/{graph.name} --saveEngine=engines/{graph.stem}.engine $typed --skipInference'
-        )
-    return _SCRIPT.format(lines="\n".join(lines))

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
 
@@ -26,11 +28,16 @@ def _ungrouped(repeated: Any) -> Any | None:
     return repeated if repeated.shape is not None and len(repeated.shape) == 4 else None
 
 
-def _additive(mask: Any) -> Any:
+def _number(value: float, like: Any) -> Any:
+    """A constant of the type of `like`: strongly typed graphs take no other beside it."""
+    return op.Constant(value=ir.Tensor(np.array(value, like.dtype.numpy())))
+
+
+def _additive(mask: Any, scores: Any) -> Any:
     """A boolean mask (true = attend) as numbers to add to the scores; another mask is one already."""
     if mask.dtype.name != "BOOL":
         return mask
-    return op.Where(mask, op.Constant(value_float=0.0), op.Constant(value_float=MASKED))
+    return op.Where(mask, _number(0.0, scores), _number(MASKED, scores))
 
 
 def _reshape(value: Any, shape: list[int]) -> Any:
@@ -58,7 +65,7 @@ def _attention(
             "here; give an explicit mask and repeat the keys"
         )
     batch, heads, dim = (int(query.shape[at]) for at in (0, 1, 3))
-    scaled = op.Mul(query, op.Constant(value_float=float(scale if scale is not None else dim**-0.5)))
+    scaled = op.Mul(query, _number(float(scale if scale is not None else dim**-0.5), query))
     base_key, base_value = _ungrouped(key), _ungrouped(value)
     grouped = base_key is not None and base_value is not None and int(base_key.shape[1]) < heads
     if grouped:
@@ -68,7 +75,7 @@ def _attention(
     if grouped:
         scores = _reshape(scores, [batch, heads, -1, 0])
     if attn_mask is not None:
-        scores = op.Add(scores, _additive(attn_mask))
+        scores = op.Add(scores, _additive(attn_mask, query))
     weights = op.Softmax(scores, axis=-1)
     if not grouped:
         return op.MatMul(weights, value)

@@ -1,87 +1,89 @@
-"""What `--trt` does with an exported face: lint, a build on the CPU, then engines or the script that builds them."""
+"""What the `trt` face has beside the graphs: lint, a build on the CPU, then engines or the script that builds them."""
 
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from tokcarve.exporters.device.compare import Check
-from tokcarve.exporters.lint import RANGES, lint_file
-from tokcarve.exporters.tensorrt import TrtReport, build_engine, build_script, can_build_engines, check_with_rtx
+from tokcarve.exporters.build_script import SCRIPT, build_script
+from tokcarve.exporters.device.boards import RELEASES, Target
+from tokcarve.exporters.device.face import EngineRecord
+from tokcarve.exporters.faces.kind import Proof
+from tokcarve.exporters.tensorrt import TrtReport, build_engine, check_with_rtx, gpu_for
+from tokcarve.exporters.trt_checks import built, check_lint
 
-__all__ = ["SCRIPT", "TrtOutcome", "check_trt", "prove_trt"]
+__all__ = ["prove_trt"]
 
-SCRIPT = "build_trt.sh"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrtOutcome:
-    """What happened: `said` is one sentence for the user, `engines` the names of engine files that were built here,
-    `script` the name of the script that builds them elsewhere."""
-
-    said: str
-    checks: tuple[Check, ...]
-    not_checked: tuple[str, ...]
-    reports: tuple[TrtReport, ...]
-    engines: tuple[str, ...]
-    script: str | None
+_ENGINES = "engines"
 
 
-def prove_trt(folder: Path, weight_bytes: Mapping[str, int], place: Path) -> TrtOutcome:
+def prove_trt(folder: Path, weight_bytes: Mapping[str, int], place: Path, target: Target | None = None) -> Proof:
     """Check graphs in `folder`, then build engines or write the script into the directory `place`, which is made.
 
-    `weight_bytes` {graph file name: bytes of its weights}. ExportError when TensorRT is here and refuses a graph.
+    `weight_bytes` {graph file name: bytes of its weights}. Engines are built for `target` where it is TensorRT for RTX,
+    which needs no GPU, and else for the GPU of this machine where that is the target. ExportError when TensorRT is here
+    and refuses a graph.
     """
     graphs = [folder / name for name in weight_bytes]
-    checks, reports = check_trt(graphs)
+    (place / _ENGINES).mkdir(parents=True)
+    releases = target.names if target is not None else tuple(RELEASES)
+    ahead = target is not None and target.ahead
+    lint = [check_lint(graph, releases) for graph in graphs]
+    reports = [check_with_rtx(graph, _engine(place, graph) if ahead else None) for graph in graphs]
+    checks = lint + [built(report) for report in reports if report.ran]
     asked = [report for report in reports if report.ran]
-    skipped = ["the lint follows TensorRT's documents; none of TensorRT 10.3, 10.13, 10.16 and 11 was run"]
+    left = ["the lint follows TensorRT's documents; none of TensorRT 10.3, 10.13, 10.16 and 11 was run"]
     if not asked:
-        skipped.append(f"no graph was parsed or built: {reports[0].problems[0]}")
+        left.append(f"no graph was parsed or built: {reports[0].problems[0]}")
     checker = f"{asked[0].tool} parsed and built every graph on the CPU as a check" if asked else reports[0].problems[0]
-    place.mkdir()
-    if can_build_engines() and all(check.passed for check in checks):
-        engines = _engines(place, graphs)
-        skipped[0] = "TensorRT ran here in one version; for the others the lint follows documents"
+    engines, script = tuple[EngineRecord, ...](), None
+    if not all(check.passed for check in checks):
+        said = "TensorRT would refuse a graph"
+    elif ahead and asked:
+        engines = tuple(_record(report, place, graph) for report, graph in zip(reports, graphs, strict=True))
+        left += _unseen(engines)
+        said = f"{len(engines)} engines for {target} were built ahead of time on the CPU; no GPU ran them"
+    elif gpu_for(target):
+        engines = tuple(_build(place, graph) for graph in graphs)
+        left[0] = "TensorRT ran here in one version; for the others the lint follows documents"
         said = f"{len(engines)} TensorRT engines were built for this machine's GPU ({checker})"
     else:
-        engines = ()
-        (place / SCRIPT).write_text(build_script(graphs, weight_bytes), encoding="utf-8")
+        script = SCRIPT
+        (place / SCRIPT).write_text(build_script(graphs, weight_bytes, target), encoding="utf-8")
         (place / SCRIPT).chmod(0o755)
-        skipped.append("no TensorRT engine was built")
-        said = f"No TensorRT engine was built here; run {place.name}/{SCRIPT} on the device ({checker})"
-    return TrtOutcome(
-        said=said,
-        checks=tuple(checks),
-        not_checked=tuple(skipped),
-        reports=tuple(reports),
-        engines=engines,
-        script=None if engines else SCRIPT,
+        left.append("no TensorRT engine was built, so that none was compared with torch")
+        where = target if target is not None else "the device"
+        said = f"No TensorRT engine was built here; run {place.name}/{SCRIPT} on {where} ({checker})"
+    if not engines:
+        shutil.rmtree(place / _ENGINES)
+    return Proof(checks=tuple(checks), not_checked=tuple(left), said=said, engines=engines, script=script)
+
+
+def _engine(place: Path, graph: Path) -> Path:
+    return place / _ENGINES / f"{graph.stem}.engine"
+
+
+def _build(place: Path, graph: Path) -> EngineRecord:
+    return _record(build_engine(graph, _engine(place, graph), place / _ENGINES / "timing.cache"), place, graph)
+
+
+def _record(report: TrtReport, place: Path, graph: Path) -> EngineRecord:
+    return EngineRecord(
+        graph=report.graph,
+        file=_engine(place, graph).relative_to(place.parent).as_posix(),
+        tool=report.tool,
+        bytes=report.engine_bytes,
+        seconds=report.seconds,
+        peak_mib=report.peak_mib,
+        loaded=report.loaded,
     )
 
 
-def check_trt(graphs: Sequence[Path]) -> tuple[list[Check], list[TrtReport]]:
-    """The lint of every graph, and what tensorrt-rtx says of each where it is here."""
-    checks = [_lint(graph) for graph in graphs]
-    reports = [check_with_rtx(graph) for graph in graphs]
-    return checks + [_built(report) for report in reports if report.ran], reports
-
-
-def _lint(graph: Path) -> Check:
-    findings = lint_file(graph)
-    detail = str(findings[0]) if findings else f"nothing that TensorRT {', '.join(RANGES)} would refuse"
-    return Check(name=f"{graph.name}: TensorRT lint", passed=not findings, detail=detail)
-
-
-def _built(report: TrtReport) -> Check:
-    detail = report.problems[0] if report.problems else f"parsed and built on the CPU in {report.seconds} s"
-    return Check(name=f"{report.graph}: {report.tool}", passed=report.passed, detail=detail)
-
-
-def _engines(place: Path, graphs: list[Path]) -> tuple[str, ...]:
-    (place / "engines").mkdir()
-    names = []
-    for graph in graphs:
-        engine = place / "engines" / f"{graph.stem}.engine"
-        build_engine(graph, engine)
-        names.append(f"engines/{engine.name}")
-    return tuple(names)
+def _unseen(engines: Sequence[EngineRecord]) -> list[str]:
+    """What is not known of engines that no GPU has run."""
+    left = ["the engines for RTX were built on a CPU; no GPU ran one, so that their numbers and times are not known"]
+    if any(engine.loaded is None for engine in engines):
+        left.append(
+            "the engines were not deserialised, which takes a GPU driver; the runtime had nothing against their "
+            "headers and sizes"
+        )
+    return left

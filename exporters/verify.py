@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,7 @@ from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Graph
 from tokcarve.exporters.golden import Golden, Reference, asked, said
+from tokcarve.exporters.quantise import PART, SCALE, quantised, unpacked
 from tokcarve.passes.asking import Question
 from tokcarve.passes.errors import CheckError
 from tokcarve.passes.families.blank import Stored
@@ -27,8 +29,8 @@ _BLOCK = (16, 256)  # rows and columns of a block
 
 
 def check_weights(paths: Sequence[Path], named: Mapping[str, Tensor], stored: Mapping[int, Stored]) -> Check:
-    """Every weight that the graphs read, bit for bit against the checkpoint's tensor of that name, converted: wholly up
-    to 4 MiB, in blocks spread over it above.
+    """Every weight that the graphs read, bit for bit against the checkpoint's tensor of that name, converted or
+    quantised again: wholly up to 4 MiB, in blocks spread over it above.
 
     `named` has the model's own tensors and `stored` what belongs at their addresses; one that is not there, such as a
     constant of the model, is compared as it is. A name that ends in `.T` holds the transpose. Large tensors that are no
@@ -36,27 +38,55 @@ def check_weights(paths: Sequence[Path], named: Mapping[str, Tensor], stored: Ma
     """
     compared, constants = 0, set()
     for path in paths:
-        for name, found in _external(path):
-            weight = named.get(name.removesuffix(".T"))
+        graph = ir.load(path).graph
+        for name, value in graph.initializers.items():
+            if not isinstance(value.const_value, ir.ExternalTensor) and not name.endswith(PART):
+                continue
+            weight = named.get(name.removesuffix(PART).removesuffix(SCALE).removesuffix(".T"))
             if weight is None:
                 constants.add(name)
                 continue
+            if name.endswith(SCALE):
+                continue  # with its integers
             origin = stored.get(weight.data_ptr())
             expected = weight.detach() if origin is None else origin.view()
-            expected = expected.t() if name.endswith(".T") else expected
-            same = (_same(found[block], expected[block].to(weight.dtype)) for block in _blocks(found))
-            if found.shape != tuple(expected.shape) or not all(same):
+            expected = expected.t() if name.removesuffix(PART).endswith(".T") else expected
+            found = _array(path, value)
+            if name.endswith(PART):
+                scale = _array(path, graph.initializers[f"{name.removesuffix(PART)}{SCALE}"])
+                same = _same_quantised(found, scale, expected, 8 if value.dtype == ir.DataType.INT8 else 4)
+            else:
+                same = _same(found, expected, weight.dtype)
+            if not same:
                 return Check(name="weights", passed=False, detail=f"{name!r} of {path.name} is not the checkpoint's")
             compared += 1
     detail = f"{compared} tensors equal the checkpoint's, {len(constants)} constants are not weights"
     return Check(name="weights", passed=compared > 0, detail=detail)
 
 
-def _same(found: NDArray[np.generic], expected: Tensor) -> bool:
-    return bool(np.array_equal(found, expected.numpy()))
+def _same(found: NDArray[Any], expected: Tensor, dtype: torch.dtype) -> bool:
+    if found.shape != tuple(expected.shape) or found.dtype.itemsize != dtype.itemsize:
+        return False
+    bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]  # NumPy knows no bfloat16
+    pairs = ((found[block], expected[block].to(dtype).contiguous().view(bits).numpy()) for block in _blocks(found))
+    return all(np.array_equal(ours.view(theirs.dtype), theirs) for ours, theirs in pairs)
 
 
-def _blocks(found: NDArray[np.generic]) -> Iterator[tuple[slice, ...]]:
+def _same_quantised(ints: NDArray[Any], scale: NDArray[Any], expected: Tensor, bits: int) -> bool:
+    """Columns are quantised apart from each other, so some of them stand for a large matrix."""
+    if ints.shape != tuple(expected.shape):
+        return False
+    columns, few = ints.shape[1], _BLOCK[1] // 4
+    starts = [0] if ints.nbytes <= _WHOLE else [(columns - few) * at // 7 // 2 * 2 for at in range(8)]
+    for start in starts:
+        part = slice(start, start + few if len(starts) > 1 else columns)
+        again = quantised(expected[:, part], bits)
+        if not (np.array_equal(ints[:, part], again[0]) and np.array_equal(scale[..., part], again[1])):
+            return False
+    return True
+
+
+def _blocks(found: NDArray[Any]) -> Iterator[tuple[slice, ...]]:
     """The whole of an array, or of a large matrix 8 x 8 blocks from corner to corner."""
     if found.nbytes <= _WHOLE or found.ndim != 2:
         yield (slice(None),)
@@ -67,13 +97,17 @@ def _blocks(found: NDArray[np.generic]) -> Iterator[tuple[slice, ...]]:
         yield tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
 
 
-def _external(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
-    """The weights of a graph, mapped from their file here: onnx_ir reads none from a file that has two names."""
-    for value in ir.load(path).graph.initializers.values():
-        one = value.const_value
-        if isinstance(one, ir.ExternalTensor):
-            shape = tuple(one.shape.numpy())
-            yield str(value.name), np.memmap(path.parent / one.location, one.dtype.numpy(), "r", one.offset or 0, shape)
+def _array(path: Path, value: ir.Value) -> NDArray[Any]:
+    """An initializer, mapped from its file here: onnx_ir reads none from a file that has two names. Integers of 4 bits
+    come as int8."""
+    one: Any = value.const_value
+    four, shape = one.dtype == ir.DataType.INT4, tuple(one.shape.numpy())
+    if not isinstance(one, ir.ExternalTensor):
+        return unpacked(np.frombuffer(one.tobytes(), np.uint8), shape) if four else np.asarray(one.numpy())
+    place, offset = path.parent / one.location, one.offset or 0
+    if four:
+        return unpacked(np.memmap(place, np.uint8, "r", offset, (one.length,)), shape)
+    return np.memmap(place, one.dtype.numpy(), "r", offset, shape)
 
 
 def check_numbers(

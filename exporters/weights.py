@@ -19,7 +19,7 @@ from tokcarve.exporters.tensors import SMALL, address, identity
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.blank import DTYPES, Stored
 
-__all__ = ["ALIGNMENT", "Placed", "WeightFile", "pieces"]
+__all__ = ["ALIGNMENT", "Placed", "WeightFile", "aligned", "held", "pieces"]
 
 ALIGNMENT = 64
 """Bytes: a cache line. Tensors of a mebibyte and more start on a page (4096), so that a runtime can map them."""
@@ -114,7 +114,7 @@ class WeightFile:
             origin = self.stored.get(address(tensor) or 0)
             if origin is None:
                 placed = self._by_bytes(tensor, name)
-            elif self.refer and _holds(origin, tensor):
+            elif self.refer and held(origin, tensor):
                 placed = self._linked(origin)
             else:
                 placed = self._write(pieces(origin, tensor), name)
@@ -148,7 +148,7 @@ class WeightFile:
     def _write(self, parts: Iterable[memoryview], name: str) -> Placed:
         parts = iter(parts)
         first, digest = next(parts), hashlib.sha256()
-        self._append(memoryview(b"\0" * (-self._written % (_PAGE if len(first) >= _LARGE else ALIGNMENT))))
+        self._append(memoryview(b"\0" * (aligned(self._written, len(first)) - self._written)))
         offset = self._written
         for part in itertools.chain([first], parts):
             self._append(part, digest)
@@ -169,7 +169,12 @@ class WeightFile:
         done.result()
 
 
-def _holds(origin: Stored, tensor: ir.TensorProtocol) -> bool:
+def aligned(end: int, length: int) -> int:
+    """Where a tensor of `length` bytes starts that is written behind `end` bytes."""
+    return end + -end % (_PAGE if length >= _LARGE else ALIGNMENT)
+
+
+def held(origin: Stored, tensor: ir.TensorProtocol) -> bool:
     """Whether the checkpoint's bytes are those of `tensor`: same dtype, same layout."""
     raw: Tensor = tensor.raw
     same = DTYPES[origin.entry.dtype] == raw.dtype and tuple(raw.shape) == origin.entry.shape
@@ -187,4 +192,9 @@ def pieces(origin: Stored, tensor: ir.TensorProtocol) -> Iterator[memoryview]:
     rows = max(1, _PIECE * whole.shape[0] // (whole.numel() * raw.element_size()))
     for start in range(0, whole.shape[0], rows):
         part = whole[start : start + rows].to(raw.dtype).contiguous()
+        if raw.dtype == torch.float16 and whole.dtype != raw.dtype and not bool(part.isfinite().all()):
+            raise ExportError(
+                f"weight {origin.name!r} of {origin.path} has numbers that float16 cannot hold (more than 65504); "
+                "export with --precision bf16 or fp32"
+            )
         yield part.reshape(-1).view(torch.uint8).numpy().data

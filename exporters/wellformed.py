@@ -10,9 +10,9 @@ from tokcarve.exporters.device.compare import Check
 __all__ = ["check_graph"]
 
 
-def check_graph(path: Path, names: Collection[str] = ()) -> Check:
+def check_graph(path: Path, names: Collection[str] = (), opset: int | None = None) -> Check:
     """The full ONNX check, strict shape inference, standard operators only, and every dimension a constant, or in the
-    graph's inputs and outputs one of `names`."""
+    graph's inputs and outputs one of `names`; in the `opset` that is expected."""
     name = f"{path.name}: valid ONNX, {'open in ' + ', '.join(names) if names else 'static'}"
     try:
         onnx.checker.check_model(_without_weights(onnx.load(path, load_external_data=False)), full_check=True)
@@ -27,7 +27,10 @@ def check_graph(path: Path, names: Collection[str] = ()) -> Check:
     foreign = sorted({node.domain for node in graph.node} - {"", "ai.onnx"})
     if foreign or model.functions:
         return Check(name=name, passed=False, detail=f"it needs {', '.join(foreign) or 'functions'}")
-    return Check(name=name, passed=True, detail=f"{len(graph.node)} nodes, opset {model.opset_import[0].version}")
+    found = model.opset_import[0].version
+    if opset is not None and found != opset:
+        return Check(name=name, passed=False, detail=f"it is in opset {found}, and the export is in {opset}")
+    return Check(name=name, passed=True, detail=f"{len(graph.node)} nodes, opset {found}")
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

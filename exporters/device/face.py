@@ -26,6 +26,7 @@ __all__ = [
     "ROUTER",
     "WEIGHTS",
     "BudgetSide",
+    "EngineRecord",
     "ExportRecord",
     "FaceFile",
     "Side",
@@ -80,12 +81,26 @@ class BudgetSide(Side):
     budget: int
 
 
+class EngineRecord(_Closed):
+    """An engine that was built here: of which graph, into which of `files`, by what, in how many seconds, and the most
+    MiB of memory that its builder had. loaded: whether it was read back; None where no GPU driver was there to ask."""
+
+    graph: str
+    file: str
+    tool: str
+    bytes: int
+    seconds: float
+    peak_mib: float
+    loaded: bool | None
+
+
 class ExportRecord(_Closed):
     """What is in an export: counts are rows or tokens; `artifact` is the digest of the manifest it was exported from,
     `files` every file by its path in `export/`, `tensors` what the weight file holds, by name, `open` the graphs with
     dimensions that are no constants, with the names of these, `refused` the faces that cannot carry the artifact and
     why, where all were asked for. Of a budget set `pruned` is the largest budget, `budgets` are the others, and
-    `router` chooses among them."""
+    `router` chooses among them. Graphs compute in `dtype`; `precision` is what was asked for. `target` is the board
+    that `trt` was made for, as it was asked for, and `engines` what was built for it here."""
 
     format: Literal[1] = 1
     faces: tuple[str, ...]
@@ -94,7 +109,7 @@ class ExportRecord(_Closed):
     max_text: int
     max_new: int
     opset: int
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "bfloat16"]
     positions: Literal["renumbered", "original"]
     pruned: Side
     baseline: Side
@@ -108,6 +123,9 @@ class ExportRecord(_Closed):
     refused: dict[str, str] = {}
     budgets: tuple[BudgetSide, ...] = ()
     router: RouterRecord | None = None
+    target: str | None = None
+    engines: tuple[EngineRecord, ...] = ()
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp32"
     digest: str = ""
 
     @property

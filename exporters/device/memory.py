@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tokcarve.exporters.device.peak import peak_mib
 from tokcarve.exporters.device.pipeline import Pipeline, greedy
 from tokcarve.exporters.device.probe import probe
 from tokcarve.exporters.device.session import open_face
@@ -40,27 +41,15 @@ def measure_memory(artifact: Path, *, baseline: bool, threads: int | None, budge
     return Memory(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _peak_mib() -> float:
-    """This process's own peak; getrusage would count what its parent held when it started this one."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    import resource  # no Windows has it
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def _main(artifact: str, side: str, threads: str | None = None) -> None:
-    start = _peak_mib()
+    start = peak_mib()
     face = open_face(Path(artifact), int(threads) if threads else None)
     name, _, budget = side.partition(":")
     pipeline = Pipeline(face, baseline=name == "unpruned", budget=int(budget) if budget else None)
     pixels, ids, lengths = probe(pipeline)
     prefilled = pipeline.prefill(pipeline.embed(ids, pipeline.vision(pixels, ids, lengths)), lengths)
     pipeline.step(greedy(prefilled["logits"]), lengths, 0, pipeline.cache(prefilled))
-    print(json.dumps(asdict(Memory(start_mib=start, peak_mib=_peak_mib()))))
+    print(json.dumps(asdict(Memory(start_mib=start, peak_mib=peak_mib()))))
 
 
 if __name__ == "__main__":

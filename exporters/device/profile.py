@@ -42,7 +42,7 @@ __all__ = ["Profile", "Tick", "profile", "rounds"]
 Tick = Callable[[str], None]
 _SIDES = ("pruned", "unpruned")
 _PARTS = ("encoder", "connector", "prefill", "decode")
-_BYTES = {"float32": 4, "float16": 2}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ CUDA is used when ONNX Runtime has it and can start it, otherwise the CPU; what 
 """
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -27,14 +27,22 @@ from tokcarve.exporters.device.face import (
 )
 from tokcarve.passes.errors import ExportError
 
-__all__ = ["GRAPHS", "STATIC", "Array", "Face", "Graph", "open_face"]
+__all__ = ["GRAPHS", "STATIC", "Array", "Face", "Graph", "as_floats", "open_face", "start"]
 
 GRAPHS = ("vision", "embedding", "prefill", "decode")
 STATIC = frozenset(("ort", "trt"))
 """The faces that are made of these graphs, of the pruned and of the whole model."""
 Array = NDArray[Any]
 
-_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+_BFLOAT16 = "tensor(bfloat16)"
+# NumPy has no bfloat16: its bits travel as uint16, which no graph takes or gives otherwise
+_TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    _BFLOAT16: np.uint16,
+    "tensor(int64)": np.int64,
+}
+_ONNX_BFLOAT16 = 16
 
 
 @dataclass(frozen=True)
@@ -51,17 +59,52 @@ class Graph:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name; `feeds` holds every input by name, in the shapes of `shapes`, and may hold more."""
         inputs = {name: feeds[name] for name in self.shapes}
+        if any(one.type == _BFLOAT16 for one in (*self.session.get_inputs(), *self.session.get_outputs())):
+            return self._run_bound(inputs)
         return dict(zip(self.outputs, self.session.run(None, inputs), strict=True))
+
+    def _run_bound(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The same where bfloat16 comes in or goes out: as tensors of ONNX Runtime over the bits."""
+        binding, bits = self.session.io_binding(), dict[str, Array]()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, _value(array))
+        for one in self.session.get_outputs():
+            if one.type == _BFLOAT16:
+                bits[one.name] = np.empty([int(size) for size in one.shape], np.uint16)
+                binding.bind_ortvalue_output(one.name, _value(bits[one.name]))
+            else:
+                binding.bind_output(one.name, "cpu")
+        self.session.run_with_iobinding(binding)
+        made = zip(self.outputs, binding.get_outputs(), strict=True)
+        return {name: bits[name] if name in bits else value.numpy() for name, value in made}
+
+
+def as_floats(array: Array) -> Array:
+    """Floating-point numbers of a graph as NumPy can compute with them."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+
+
+def _value(array: Array) -> Any:
+    if array.dtype == np.uint16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _ONNX_BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
     """The static graphs of an export, checked, to be opened; `threads` is per operator, None leaves it to ONNX
-    Runtime."""
+    Runtime.
+
+    `exact` makes products with quantised weights compute as the graph says; else ONNX Runtime rounds what they are
+    multiplied with to 8 bits on a CPU, which is many times faster. `reader` gives what is loaded in place of a file, as
+    bytes.
+    """
 
     artifact: Path
     record: ExportRecord
     threads: int | None = None
+    exact: bool = False
+    reader: Callable[[Path], bytes] | None = None
     providers: tuple[str, ...] = field(default_factory=lambda: _providers())
 
     def open(
@@ -83,10 +126,18 @@ class Face:
             options.profile_file_prefix = str(profile_to)
         further = budget if isinstance(self.record.side(baseline, budget), BudgetSide) else None
         path = self.artifact / EXPORT / FOLDER / graph_file(name, baseline=baseline, budget=further)
-        try:
-            session = ort.InferenceSession(str(path), options, providers=list(self.providers))
-        except Exception as error:  # ONNX Runtime raises its own kinds, straight from Exception
-            raise ExportError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
+        if self.exact:
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        model: bytes | None = None
+        if self.reader is not None:
+            model = self.reader(path)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        elif self.record.dtype == "bfloat16" and self.providers == ("CPUExecutionProvider",):
+            raise ExportError(
+                f"{path} computes in bfloat16, which ONNX Runtime {ort.__version__} does on no CPU; run it where a GPU "
+                "is, or export with --precision fp16"
+            )
+        session = start(path, options, self.providers, model)
         inputs = session.get_inputs()
         return Graph(
             session=session,
@@ -114,6 +165,14 @@ def open_face(artifact: Path, threads: int | None = None) -> Face:
         )
     check_files(artifact, record)
     return Face(artifact=artifact, record=record, threads=threads)
+
+
+def start(path: Path, options: Any, providers: Sequence[str], model: bytes | None = None) -> Any:
+    """A session of the graph in `path`, or of `model` in its place; ExportError if ONNX Runtime cannot load it."""
+    try:
+        return ort.InferenceSession(str(path) if model is None else model, options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime raises its own kinds, straight from Exception
+        raise ExportError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
 
 
 def _providers() -> tuple[str, ...]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from tokcarve.exporters.device.compare import Check
-from tokcarve.exporters.device.face import EXPORT, FOLDER, ExportRecord
+from tokcarve.exporters.device.face import EXPORT, FOLDER, EngineRecord, ExportRecord
 from tokcarve.exporters.golden import Golden
 from tokcarve.exporters.graph_file import GraphFile
 from tokcarve.exporters.modules import FaceGraph
+from tokcarve.exporters.onnx import OPSET
 from tokcarve.exporters.source import Carved, Source
 from tokcarve.passes.router import Router
 from tokcarve.recipes.artifact import Artifact
@@ -24,13 +25,18 @@ ALL = "all"
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What is asked of an export: its faces, images per run, most text tokens of a prompt, most new ones; and whether
-    weights that need no conversion stay in the checkpoint's files, which get second names in the export."""
+    weights that need no conversion stay in the checkpoint's files, which get second names in the export; `precision` is
+    one of `precision.PRECISIONS`. Graphs are in the ONNX `opset`, and those of `trt` for the board `target`
+    (BOARD[@TENSORRT]) where one is named."""
 
     faces: tuple[str, ...] = ("ort",)
     batch: int = 1
     max_text: int = 64
     max_new: int = 64
     reference_weights: bool = False
+    opset: int = OPSET
+    target: str | None = None
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,8 @@ class Work:
     """An export that is being made in `root`, which looks like an artifact: its graphs are written, and golden samples.
 
     `draft` is its record before anything was checked; `goldens` has the samples of each side with what torch makes of
-    them, and is empty where this machine cannot run the model; `router` is that of a set with all of its weights.
+    them, and is empty where this machine cannot run the model; `router` is that of a set with all of its weights, and
+    `predicted` the size of the weight file in bytes, as it was before it was written.
     """
 
     root: Path
@@ -48,6 +55,7 @@ class Work:
     graphs: tuple[GraphFile, ...]
     goldens: tuple[tuple[Carved, Golden], ...]
     router: Router | None
+    predicted: int
 
     @property
     def directory(self) -> Path:
@@ -62,13 +70,13 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """The checks that were made of a face, and what was not checked; `said` is a sentence for the user, `engines` and
-    `script` are files that were made beside the graphs."""
+    """The checks that were made of a face, and what was not checked; `said` is a sentence for the user, `engines` were
+    built here, and `script` is a file beside the graphs that builds them elsewhere."""
 
     checks: tuple[Check, ...] = ()
     not_checked: tuple[str, ...] = ()
     said: str | None = None
-    engines: tuple[str, ...] = ()
+    engines: tuple[EngineRecord, ...] = ()
     script: str | None = None
 
 
@@ -81,6 +89,10 @@ class FaceKind(ABC):
 
     def refuses(self, artifact: Artifact, request: Request) -> str | None:
         """Why this face cannot carry the artifact, and which can; None where it can. No weight is read for it."""
+        return None
+
+    def cannot(self, source: Source) -> str | None:
+        """The same of what only the carved graphs can tell; nothing was written yet."""
         return None
 
     @abstractmethod

@@ -153,7 +153,7 @@ def test_sizes_that_cannot_be_are_refused(artifact: Path, settings: dict[str, in
 
 def test_a_disk_without_room_is_refused_before_writing(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(artifact / "export")
-    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
     with pytest.raises(ExportError, match="GiB are free"):
         make_export(artifact)
     assert not (artifact / EXPORT).exists()

@@ -4,7 +4,9 @@ import onnx_ir as ir
 import pytest
 from onnx.parser import parse_model
 
-from tokcarve.exporters.lint import RULES, lint
+from tokcarve.exporters.device.boards import RELEASES
+from tokcarve.exporters.lint import lint
+from tokcarve.exporters.lint_rules import ALL, GRAPH_RULES, RULES
 
 HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "other" : 1]>'
 
@@ -59,7 +61,19 @@ def test_rule_of_new_operators_goes_red(rule: str, text: str) -> None:
 
 
 def test_every_rule_has_a_graph_that_breaks_it() -> None:
-    assert {rule.name for rule in RULES} <= {*RED, *RED_24}
+    assert {rule.name for rule in (*RULES, *GRAPH_RULES)} <= {*RED, *RED_24, "functions"}
+
+
+@pytest.mark.parametrize("rule", [*RED, *RED_24])
+def test_a_rule_goes_red_for_its_releases_alone(rule: str) -> None:
+    text, opset = (RED[rule], 18) if rule in RED else (RED_24[rule], 24)
+    model = ir.from_proto(parse_model(HEADER.format(opset=opset) + text))
+    ranges = {one for entry in (*RULES, *GRAPH_RULES) if entry.name == rule for one in entry.ranges}
+    assert {one for one in ALL if rule in {finding.rule for finding in lint(model, [one])}} == ranges
+
+
+def test_the_rules_know_the_releases_of_the_boards() -> None:
+    assert {one for rule in (*RULES, *GRAPH_RULES) for one in rule.ranges} <= set(RELEASES) == set(ALL)
 
 
 def test_functions_are_found() -> None:

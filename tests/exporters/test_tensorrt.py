@@ -1,6 +1,6 @@
-"""Asking TensorRT: what counts as a problem, what happens without it or when it crashes, and the device script."""
+"""Asking TensorRT: what counts as a problem, what happens without it or when it crashes, and engines."""
 
-import subprocess
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +9,9 @@ import pytest
 from onnx.parser import parse_model
 
 from tokcarve.exporters import tensorrt
-from tokcarve.exporters.tensorrt import build_engine, build_script, can_build_engines, check_with_rtx
-from tokcarve.exporters.trt import SCRIPT, prove_trt
+from tokcarve.exporters.build_script import SCRIPT
+from tokcarve.exporters.tensorrt import build_engine, check_with_rtx, gpu_for
+from tokcarve.exporters.trt import prove_trt
 from tokcarve.passes.errors import ExportError
 
 CLEAN = "g (float[1,4] x) => (float[1,4] y) { y = Relu(x) }"
@@ -28,8 +29,8 @@ BAD = {
 }
 
 
-def write(path: Path, text: str) -> Path:
-    path.write_bytes(parse_model(f'<ir_version: 10, opset_import: ["" : 18]> {text}').SerializeToString())
+def write(path: Path, text: str, opset: int = 18) -> Path:
+    path.write_bytes(parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]> {text}').SerializeToString())
     return path
 
 
@@ -51,6 +52,50 @@ def test_a_bad_graph_fails(what: str, tmp_path: Path) -> None:
     assert report.ran
     assert not report.passed
     assert report.problems
+
+
+@pytest.mark.tensorrt
+def test_a_length_that_attention_ignores_is_no_engine(tmp_path: Path) -> None:
+    """TensorRT builds it, says only that an input is unused, and then attends to the padding."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    shape = "float16[1,2,4,16]"
+    text = f"g ({shape} q, {shape} k, {shape} v, int64[1] n) => ({shape} y) {{ y = Attention(q, k, v, , , , n) }}"
+    report = check_with_rtx(write(tmp_path / "padded.onnx", text, opset=24))
+    assert report.engine_bytes > 0
+    assert not report.passed
+    assert report.problems[0] == "Unused Input: n"
+    without = text.replace(", int64[1] n", "").replace(", , , , n", "")
+    assert check_with_rtx(write(tmp_path / "plain.onnx", without, opset=24)).passed
+
+
+@pytest.mark.tensorrt
+def test_a_weight_that_is_clamped_is_no_engine(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    text = "g (float[1,2] x) => (float[1,2] y) <double[1,2] w = {%s, 1.0}> { f = Cast<to=1>(w) y = Mul(x, f) }"
+    report = check_with_rtx(write(tmp_path / "large.onnx", text % "1e300"))
+    assert not report.passed
+    assert "Clamping" in report.problems[0]
+    assert check_with_rtx(write(tmp_path / "small.onnx", text % "1e30")).passed
+
+
+@pytest.mark.parametrize(
+    ("said", "fatal"),
+    [
+        ("Unused Input: z", True),
+        ("Weight at index 0: 1e+300 is out of range. Clamping to: 3.40282e+38", True),
+        ("Your ONNX model has INT64 weights. Attempting to cast down to INT32.", True),
+        ("Make sure input input_ids has Int64 binding.", False),
+    ],
+)
+def test_warnings_of_wrong_results_are_problems_and_others_are_not(
+    said: str, fatal: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fields = {"version": "0", "parsed": True, "errors": [], "warnings": [said], "dynamic": [], "bytes": 4}
+    fields |= {"seconds": 0.1, "peak_mib": 1.0, "loaded": None, "load_errors": []}
+    done = SimpleNamespace(returncode=0, stdout=json.dumps(fields), stderr="")
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(tensorrt.subprocess, "run", lambda *args, **kwargs: done)
+    assert check_with_rtx(tmp_path / "any.onnx").problems == ((said,) if fatal else ())
 
 
 def test_without_the_checker_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -85,42 +130,28 @@ def test_a_builder_that_dies_is_a_problem_and_not_ours(
 
 def test_an_engine_that_was_refused_is_not_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def run(command: list[str], **kwargs: Any) -> SimpleNamespace:
-        Path(command[-1]).write_bytes(b"half")
+        Path(command[-2]).write_bytes(b"half")
         said = '{"version": "0", "parsed": true, "errors": ["K is too large"], "warnings": [], "dynamic": [], '
-        return SimpleNamespace(returncode=0, stdout=said + '"bytes": 4, "seconds": 0.1}', stderr="")
+        return SimpleNamespace(
+            returncode=0, stdout=said + '"bytes": 4, "seconds": 0.1, "peak_mib": 1.0, "loaded": null}', stderr=""
+        )
 
     monkeypatch.setattr(tensorrt.subprocess, "run", run)
     with pytest.raises(ExportError, match="K is too large"):
-        build_engine(tmp_path / "any.onnx", tmp_path / "any.engine")
+        build_engine(tmp_path / "any.onnx", tmp_path / "any.engine", tmp_path / "timing.cache")
     assert not (tmp_path / "any.engine").exists()
 
 
 def test_without_tensorrt_a_script_is_written_and_said(tmp_path: Path) -> None:
-    if can_build_engines():
+    if gpu_for(None):
         pytest.skip("engines can be built here")
     write(tmp_path / "clean.onnx", CLEAN)
     outcome = prove_trt(tmp_path, {"clean.onnx": 0}, tmp_path / "trt")
     assert "No TensorRT engine was built here" in outcome.said
     assert outcome.engines == ()
     assert outcome.script == SCRIPT
-    assert "no TensorRT engine was built" in outcome.not_checked
+    assert "no TensorRT engine was built, so that none was compared with torch" in outcome.not_checked
     assert (tmp_path / "trt" / SCRIPT).stat().st_mode & 0o100
-
-
-def test_the_script_is_shell_and_builds_every_graph(tmp_path: Path) -> None:
-    graphs = [tmp_path / name for name in ("vision.onnx", "prefill.onnx")]
-    script = tmp_path / SCRIPT
-    script.write_text(build_script(graphs, {"prefill.onnx": 2**30}))
-    subprocess.run(["sh", "-n", str(script)], check=True)
-    calls = tmp_path / "calls"
-    tool = tmp_path / "trtexec"
-    tool.write_text(f'#!/bin/sh\n[ "$1" = --help ] && echo "--stronglyTyped" || echo "$@" >> {calls}\n')
-    tool.chmod(0o755)
-    subprocess.run(["sh", str(script)], check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
-    lines = calls.read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["--onnx=../onnx/vision.onnx", "--onnx=../onnx/prefill.onnx"]
-    assert all("--stronglyTyped" in line for line in lines)
-    assert "about 4.5 GiB" in script.read_text()
 
 
 def test_findings_of_the_lint_are_failed_checks(tmp_path: Path) -> None:
