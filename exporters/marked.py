@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from tokcarve.exporters.forked import Forked
 from tokcarve.exporters.growing import growing_mask, merge_graph, merged, text_graph
 from tokcarve.exporters.modules import FaceGraph, Shapes, final_kept, last_row_only
 from tokcarve.passes import choose
@@ -24,18 +25,21 @@ from tokcarve.passes.invariants import propagate_vision
 from tokcarve.passes.text_taps import Place
 
 __all__ = [
+    "HEIGHT",
     "VOID",
+    "WIDTH",
     "Columns",
     "columns",
     "marked_embedding",
-    "marked_prompt",
     "marked_text",
     "marked_vision",
-    "prompted",
 ]
 
 VOID = 2
 """Rows that the runtime adds around an image."""
+HEIGHT, WIDTH = "height", "width"
+"""Names of open dimensions: sides of an image in pixels."""
+_EXAMPLE_SIDES = (37, 45)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,27 +83,29 @@ def columns(graphs: TokenGraphs) -> Columns:
 
 
 class _Vision(nn.Module):
-    """Pixels [1, 1, 3, height, width], one frame, -> visual rows [1, tokens, wide] with their columns."""
+    """One frame of raw pixels [1, 1, 3, height, width] -> visual rows [1, tokens, wide] with their columns."""
 
-    def __init__(self, graphs: TokenGraphs, wide: Columns) -> None:
+    def __init__(self, graphs: TokenGraphs, wide: Columns, prepare: nn.Module) -> None:
         super().__init__()
-        self.vision, self.total, self.wide = graphs.vision, graphs.geometry.total, wide
+        self.prepare, self.vision = prepare, graphs.vision
+        self.total, self.wide = graphs.geometry.total, wide
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        seen = Seen(*self.vision(pixel_values[:, 0]))
+        seen = Seen(*self.vision(self.prepare(pixel_values[:, 0])))
         kept = final_kept(seen.kept, 1, self.total).unsqueeze(2).float()
         handed = [seen.handed[name].reshape(1, seen.features.shape[1], -1) for name, _ in self.wide.handed]
         return torch.cat([seen.features, torch.ones_like(kept), *([kept] if self.wide.placed else []), *handed], dim=2)
 
 
-def marked_vision(graphs: TokenGraphs, wide: Columns) -> FaceGraph:
-    """pixel_values [1, 1, 3, height, width] -> image_features [1, tokens, width of `wide`]."""
-    side = graphs.geometry.vision.image_size
+def marked_vision(graphs: TokenGraphs, wide: Columns, prepare: nn.Module) -> FaceGraph:
+    """pixel_values [1, 1, 3, height, width], whole numbers 0..255 of an image of any size, -> image_features
+    [1, tokens, width of `wide`]; `prepare` makes of [1, 3, height, width] what the vision tower reads."""
     return FaceGraph(
-        module=_Vision(graphs, wide),
-        inputs=(torch.zeros(1, 1, 3, side, side),),
+        module=_Vision(graphs, wide, prepare),
+        inputs=(torch.zeros(1, 1, 3, *_EXAMPLE_SIDES),),
         input_names=("pixel_values",),
         output_names=("image_features",),
+        opens={"pixel_values": {3: HEIGHT, 4: WIDTH}},
     )
 
 
@@ -233,12 +239,6 @@ def _real(key: Tensor) -> Tensor:
     return key.abs().amax(dim=(1, 3)) > 0
 
 
-def marked_text(graphs: TokenGraphs, wide: Columns) -> FaceGraph:
-    """The language model with the ends of `growing_text`, rows as wide as `wide`, one prompt at a time. Nothing is
-    dropped in it; `marked_prompt` is what drops."""
-    return text_graph(graphs, _Text(graphs, wide), batch=1, width=wide.width)
-
-
 class _LastRow(nn.Module):
     def forward(self, rows: Tensor, prompt_lengths: Tensor) -> Tensor:
         return rows[:, -1:]
@@ -265,13 +265,9 @@ class _Prompt(nn.Module):
         return read.logits, *(nn.functional.pad(one, (0, 0, rows - one.shape[2], 0)) for one in cache)
 
 
-def marked_prompt(graphs: TokenGraphs, wide: Columns, sizes: Shapes) -> FaceGraph:
-    """The language model with the ends of `marked_text` for a prompt whose visual tokens are dropped on the way, behind
-    an empty cache; what is cached has its zeros in front."""
-    return text_graph(graphs, _Prompt(graphs, wide), batch=1, width=wide.width, rows=VOID + sizes.prompt)
-
-
 class _Prompted(nn.Module):
+    """Whether a run reads a prompt with an image behind an empty cache: bool []."""
+
     def __init__(self, wide: Columns, count: int) -> None:
         super().__init__()
         self.wide, self.count = wide, count
@@ -284,11 +280,22 @@ class _Prompted(nn.Module):
         return ((cached == 0) & ((mark > 0).sum() == self.count) & ((mark < 0).sum() == VOID),)
 
 
-def prompted(graphs: TokenGraphs, wide: Columns) -> FaceGraph:
-    """Whether this run reads a prompt with an image behind an empty cache: what `marked_text` takes -> bool []."""
-    module = _Prompted(wide, thread(graphs.vision).count)
-    piece = text_graph(graphs, module, batch=1, width=wide.width)
-    opens = {name: places for name, places in piece.opens.items() if name in piece.input_names}
-    return FaceGraph(
-        module=module, inputs=piece.inputs, input_names=piece.input_names, output_names=("prompted",), opens=opens
+def marked_text(graphs: TokenGraphs, wide: Columns, sizes: Shapes) -> FaceGraph:
+    """The language model with the ends of `growing_text`, rows as wide as `wide`, one prompt at a time.
+
+    Where a method drops tokens in it, a prompt with an image behind an empty cache is pruned, and what is cached has
+    its zeros in front; everything else runs as in the unpruned model.
+    """
+    plain = text_graph(graphs, _Text(graphs, wide), batch=1, width=wide.width)
+    if not graphs.language_inputs:
+        return plain
+    pruned = text_graph(graphs, _Prompt(graphs, wide), batch=1, width=wide.width, rows=VOID + sizes.prompt)
+    return Forked(
+        module=_Prompted(wide, thread(graphs.vision).count),
+        inputs=plain.inputs,
+        input_names=plain.input_names,
+        output_names=plain.output_names,
+        opens=plain.opens,
+        then=pruned,
+        otherwise=plain,
     )
