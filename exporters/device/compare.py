@@ -24,6 +24,7 @@ __all__ = [
     "check_said",
     "close",
     "read_golden",
+    "same_tokens",
     "uncompared",
 ]
 
@@ -138,7 +139,7 @@ def check_said(made: Sequence[Said], expected: Sequence[Said], *, side: str, dty
         kept,
         close(f"{side}: image features", [(m.features, e.features) for m, e in pairs], dtype),
         close(f"{side}: logits", [(m.logits, e.logits) for m, e in pairs], dtype),
-        _same_tokens(f"{side}: greedy tokens", pairs, TOLERANCES[dtype]),
+        same_tokens(f"{side}: greedy tokens", pairs, TOLERANCES[dtype]),
         *(close(f"{side}: {one}", [(m.given[one], e.given[one]) for m, e in pairs], dtype) for one in given),
     ]
 
@@ -209,7 +210,8 @@ def _difference(found: Floats, expected: Floats) -> float:
     return difference if np.isfinite(difference) else float("inf")
 
 
-def _same_tokens(name: str, pairs: Sequence[tuple[Said, Said]], tolerance: float) -> Check:
+def same_tokens(name: str, pairs: Sequence[tuple[Said, Said]], tolerance: float) -> Check:
+    """Whether every first says the tokens of its second, torch's, up to a choice between two that are as good."""
     compared, ties = 0, 0
     for i, (made, one) in enumerate(pairs):
         assert one.margins is not None
