@@ -20,7 +20,6 @@ __all__ = [
     "cache_names",
     "growing_mask",
     "growing_text",
-    "merge_graph",
     "merged",
     "merged_embedding",
     "text_graph",
@@ -151,18 +150,14 @@ class _Merge(nn.Module):
         return merged(self.tokens(torch.where(image, 0, input_ids)), image, image_features)
 
 
-def merge_graph(module: nn.Module, *, batch: int, width: int) -> FaceGraph:
-    """`module` as a graph with the ends of `merged_embedding`; what it takes and gives is `width` wide."""
+def merged_embedding(graphs: TokenGraphs, batch: int = 1) -> FaceGraph:
+    """input_ids int64 [batch, rows], image_features [batch, tokens, hidden] -> inputs_embeds [batch, rows, hidden], as
+    `merged` has it."""
+    hidden = graphs.geometry.text.hidden
     return FaceGraph(
-        module=module,
-        inputs=(torch.zeros(batch, _EXAMPLE_ROWS, dtype=torch.int64), torch.zeros(batch, _EXAMPLE_TOKENS, width)),
+        module=_Merge(graphs),
+        inputs=(torch.zeros(batch, _EXAMPLE_ROWS, dtype=torch.int64), torch.zeros(batch, _EXAMPLE_TOKENS, hidden)),
         input_names=("input_ids", "image_features"),
         output_names=("inputs_embeds",),
         opens={"input_ids": {1: ROWS}, "image_features": {1: TOKENS}, "inputs_embeds": {1: ROWS}},
     )
-
-
-def merged_embedding(graphs: TokenGraphs, batch: int = 1) -> FaceGraph:
-    """input_ids int64 [batch, rows], image_features [batch, tokens, hidden] -> inputs_embeds [batch, rows, hidden], as
-    `merged` has it."""
-    return merge_graph(_Merge(graphs), batch=batch, width=graphs.geometry.text.hidden)

@@ -16,20 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from tokcarve.exporters.columns import Columns
 from tokcarve.exporters.forked import Forked
-from tokcarve.exporters.growing import growing_mask, merge_graph, merged, text_graph
+from tokcarve.exporters.growing import ROWS, TOKENS, growing_mask, merged, text_graph
 from tokcarve.exporters.modules import FaceGraph, Shapes, final_kept, last_row_only
 from tokcarve.passes import choose
 from tokcarve.passes.graph import Read, Seen, TokenGraphs, thread
-from tokcarve.passes.invariants import propagate_vision
 from tokcarve.passes.text_taps import Place
 
 __all__ = [
     "HEIGHT",
     "VOID",
     "WIDTH",
-    "Columns",
-    "columns",
     "marked_embedding",
     "marked_text",
     "marked_vision",
@@ -39,51 +37,12 @@ VOID = 2
 """Rows that the runtime adds around an image."""
 HEIGHT, WIDTH = "height", "width"
 """Names of open dimensions: sides of an image in pixels."""
-_EXAMPLE_SIDES = (37, 45)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """What a row of embeddings holds: `hidden` channels, the mark, with `placed` the patch id of a visual row, then of
-    each handed tensor [tokens, ...] its sizes behind the first, by name."""
-
-    hidden: int
-    placed: bool
-    handed: tuple[tuple[str, tuple[int, ...]], ...]
-
-    @property
-    def width(self) -> int:
-        """Channels of a row."""
-        return self.hidden + 1 + self.placed + sum(_numel(sizes) for _, sizes in self.handed)
-
-    def split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Of rows [batch, n, width]: hidden, marks [batch, n], patch ids int64 [batch, n] (zeros if not placed), and
-        what was handed by name [batch, n, ...]."""
-        start = self.hidden + 1 + self.placed
-        handed = {}
-        for name, sizes in self.handed:
-            handed[name] = rows[:, :, start : start + _numel(sizes)].reshape(rows.shape[0], -1, *sizes)
-            start += _numel(sizes)
-        places = rows[:, :, self.hidden + 1] if self.placed else torch.zeros_like(rows[:, :, 0])
-        return rows[:, :, : self.hidden], rows[:, :, self.hidden], places.long(), handed
-
-
-def _numel(sizes: tuple[int, ...]) -> int:
-    return int(torch.Size(sizes).numel())
-
-
-def columns(graphs: TokenGraphs) -> Columns:
-    """The columns of a carved model."""
-    handed = propagate_vision(graphs, batch=1).handed if graphs.handed else {}
-    return Columns(
-        hidden=graphs.geometry.text.hidden,
-        placed=graphs.embedding.total is not None,
-        handed=tuple((name, tuple(tensor.shape[2:])) for name, tensor in handed.items()),
-    )
+# of examples to trace with: all different, and none is 0 or 1, which torch would take for a constant
+_EXAMPLE_SIDES, _EXAMPLE_TEXT, _EXAMPLE_TOKENS = (37, 45), 5, 3
 
 
 class _Vision(nn.Module):
-    """One frame of raw pixels [1, 1, 3, height, width] -> visual rows [1, tokens, wide] with their columns."""
+    """One frame of raw pixels [1, 1, 3, height, width] -> visual rows [tokens, wide] with their columns."""
 
     def __init__(self, graphs: TokenGraphs, wide: Columns, prepare: nn.Module) -> None:
         super().__init__()
@@ -94,12 +53,13 @@ class _Vision(nn.Module):
         seen = Seen(*self.vision(self.prepare(pixel_values[:, 0])))
         kept = final_kept(seen.kept, 1, self.total).unsqueeze(2).float()
         handed = [seen.handed[name].reshape(1, seen.features.shape[1], -1) for name, _ in self.wide.handed]
-        return torch.cat([seen.features, torch.ones_like(kept), *([kept] if self.wide.placed else []), *handed], dim=2)
+        places = [kept] if self.wide.placed else []
+        return torch.cat([seen.features, torch.ones_like(kept), *places, *handed], dim=2).squeeze(0)
 
 
 def marked_vision(graphs: TokenGraphs, wide: Columns, prepare: nn.Module) -> FaceGraph:
     """pixel_values [1, 1, 3, height, width], whole numbers 0..255 of an image of any size, -> image_features
-    [1, tokens, width of `wide`]; `prepare` makes of [1, 3, height, width] what the vision tower reads."""
+    [tokens, width of `wide`]; `prepare` makes of [1, 3, height, width] what the vision tower reads."""
     return FaceGraph(
         module=_Vision(graphs, wide, prepare),
         inputs=(torch.zeros(1, 1, 3, *_EXAMPLE_SIDES),),
@@ -121,7 +81,7 @@ class _Embedding(nn.Module):
         text = self.tokens(torch.where(image | void, 0, input_ids))
         mark = torch.where(void, -1.0, 0.0).unsqueeze(2)
         rest = torch.zeros_like(text[:, :, :1]).expand(-1, -1, self.wide.width - self.wide.hidden - 1)
-        rows = merged(torch.cat([text, mark, rest], dim=2), image, image_features)
+        rows = merged(torch.cat([text, mark, rest], dim=2), image, image_features.unsqueeze(0))
         order = torch.arange(input_ids.shape[1], device=input_ids.device)
         # where each of the others stands: behind as many rows as have at most as many others up to them
         others = torch.cumsum((~void).long(), dim=1)
@@ -139,9 +99,15 @@ def _among(ids: Tensor, wanted: tuple[int, ...]) -> Tensor:
 
 
 def marked_embedding(graphs: TokenGraphs, wide: Columns, *, image: tuple[int, ...], void: tuple[int, ...]) -> FaceGraph:
-    """input_ids int64 [1, rows], image_features [1, tokens, width] -> inputs_embeds [1, rows, width]. Ids in `image`
-    stand for visual rows, ids in `void` for rows that are not there."""
-    return merge_graph(_Embedding(graphs, wide, image, void), batch=1, width=wide.width)
+    """input_ids int64 [1, rows], image_features [tokens, width] -> inputs_embeds [1, rows, width]. Ids in `image` stand
+    for visual rows, ids in `void` for rows that are not there."""
+    return FaceGraph(
+        module=_Embedding(graphs, wide, image, void),
+        inputs=(torch.zeros(1, _EXAMPLE_TEXT, dtype=torch.int64), torch.zeros(_EXAMPLE_TOKENS, wide.width)),
+        input_names=("input_ids", "image_features"),
+        output_names=("inputs_embeds",),
+        opens={"input_ids": {1: ROWS}, "image_features": {0: TOKENS}, "inputs_embeds": {1: ROWS}},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from tokcarve.exporters.device.face import (
 )
 from tokcarve.exporters.device.losses import check_losses, read_losses
 from tokcarve.exporters.device.merging import check_merging
+from tokcarve.exporters.device.photographs import PLACE, QUESTIONS, check_photographs
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import STATIC, Face
 from tokcarve.exporters.proving import proving_face, unshown
@@ -78,6 +79,11 @@ def recheck(artifact: Path, *, trt: bool = False, progress: Progress | None = No
             checks += made
         if "hf" in record.faces:
             checks += _hub(artifact, record, left, tell)
+        if f"{PLACE}/{QUESTIONS}" in record.files:
+            tell("running genai", 0, 1)
+            made, open_questions = check_photographs(directory, record)
+            checks, left = [*checks, *made], [*left, *open_questions]
+            tell("running genai", 1, 1)
     else:
         provider, left = "none", [*left, "the graphs were not run, for files are not those that were exported"]
     return Report(checks=tuple(checks), not_checked=tuple(left), provider=provider)

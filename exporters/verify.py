@@ -67,7 +67,7 @@ def check_weights(paths: Sequence[Path], named: Mapping[str, Tensor], stored: Ma
 def _same(found: NDArray[Any], expected: Tensor, dtype: torch.dtype) -> bool:
     if found.shape != tuple(expected.shape) or found.dtype.itemsize != dtype.itemsize:
         return False
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]  # NumPy knows no bfloat16
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]  # NumPy knows no bfloat16
     pairs = ((found[block], expected[block].to(dtype).contiguous().view(bits).numpy()) for block in _blocks(found))
     return all(np.array_equal(ours.view(theirs.dtype), theirs) for ours, theirs in pairs)
 

@@ -52,13 +52,13 @@ class Growing:
         return Heard(ids=np.array(ids, np.int64), logits=steps[0][0, -1], tokens=tokens)
 
     def see(self, image: Image.Image) -> Array:
-        """Visual rows [1, tokens, width]."""
+        """Visual rows [tokens, width]."""
         seen: Array = self._vision.run(None, {"pixel_values": raw_pixels(image)})[0]
         return seen
 
     def _nothing(self) -> Array:
-        width = next(one.shape[2] for one in self._embedding.get_inputs() if one.name == "image_features")
-        return np.zeros((1, 0, width), np.float32)
+        width = next(one.shape[1] for one in self._embedding.get_inputs() if one.name == "image_features")
+        return np.zeros((0, width), np.float32)
 
     def _steps(self, ids: Ids, seen: Array, new: int) -> Iterator[Array]:
         """Logits [1, 1, vocab] of the prompt's last row, then of every greedy token but the last."""

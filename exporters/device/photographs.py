@@ -17,11 +17,10 @@ from tokcarve.exporters.device.growing import Growing, Heard
 from tokcarve.exporters.device.stock_genai import StockGenai, version
 from tokcarve.passes.errors import ArtifactError
 
-__all__ = ["PLACE", "Photograph", "check_photographs", "read_photographs", "save_photographs"]
+__all__ = ["PLACE", "QUESTIONS", "Photograph", "check_photographs", "read_photographs", "save_photographs"]
 
-PLACE = "genai"
-"""Where in an export the pictures are, with what torch says of them."""
-_FILE = "questions.npz"
+PLACE, QUESTIONS = "genai", "questions.npz"
+"""Where in an export the pictures are, and the file there with what torch says of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +47,17 @@ def save_photographs(place: Path, made: Sequence[Photograph]) -> None:
             f"{side}tokens": np.stack([one.tokens for one in answers]),
             f"{side}margins": np.stack([one.margins for one in answers if one.margins is not None]),
         }
-    np.savez(place / _FILE, **arrays)
+    np.savez(place / QUESTIONS, **arrays)
 
 
 def read_photographs(place: Path) -> list[Photograph]:
     """The questions in the directory `place`, in order; ArtifactError for a file that holds none."""
     try:
-        with np.load(place / _FILE, allow_pickle=False) as stored:
+        with np.load(place / QUESTIONS, allow_pickle=False) as stored:
             arrays = dict(stored)
         return [_photograph(arrays, i) for i in range(len(arrays["questions"]))]
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ArtifactError(f"{place / _FILE} holds no questions ({error}); export again") from None
+        raise ArtifactError(f"{place / QUESTIONS} holds no questions ({error}); export again") from None
 
 
 def _photograph(arrays: dict[str, Any], i: int) -> Photograph:

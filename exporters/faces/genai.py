@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from tokcarve.exporters import verify
+from tokcarve.exporters.columns import columns
 from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.growing import EMBEDDING, TEXT, VISION
 from tokcarve.exporters.device.photographs import check_photographs
 from tokcarve.exporters.faces.genai_files import START, marks, write_genai_files
 from tokcarve.exporters.faces.genai_golden import write_photographs
+from tokcarve.exporters.faces.genai_tokenizer import read_otherwise
 from tokcarve.exporters.faces.kind import FaceKind, Proof, Request, Work
-from tokcarve.exporters.marked import columns, marked_embedding, marked_text, marked_vision
+from tokcarve.exporters.marked import marked_embedding, marked_text, marked_vision
 from tokcarve.exporters.modules import FaceGraph
 from tokcarve.exporters.prepare import Prepare, unpreparable
 from tokcarve.exporters.source import Source
@@ -61,9 +63,11 @@ class Genai(FaceKind):
             reason = f"its images are not the {side} x {side} pixels that the vision tower reads"
         if reason is not None:
             return f"face genai: a graph cannot prepare images as this checkpoint's processor does: {reason}; use ort"
-        if START in load_prompter(place, geometry.image_token_id).render("a"):
+        prompter = load_prompter(place, geometry.image_token_id)
+        if START in prompter.render("a"):
             return f"face genai: the chat template writes {START}, which stands for an image in the runtime; use ort"
-        return None
+        other = read_otherwise(place, prompter, geometry)
+        return None if other is None else f"face genai: {other}; use hf, ort or trt"
 
     def pieces(self, source: Source) -> Iterator[tuple[str, FaceGraph]]:
         """Vision from raw pixels, the merge of text and image, and the language model."""

@@ -17,7 +17,7 @@ from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.inputs.files import read_object
 from tokcarve.passes.inputs.prompt import Prompter
 
-__all__ = ["END", "IMAGE", "START", "Asking", "Marks", "asking", "marks", "write_genai_files"]
+__all__ = ["END", "IMAGE", "START", "Asking", "Marks", "asking", "marks", "write_genai_files", "write_tokenizer"]
 
 START, IMAGE, END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
 """What the runtime writes: the first, as many of the second as there are visual tokens, the third."""
@@ -85,7 +85,12 @@ def write_genai_files(
     first = None if bos is None else prompter.tokenizer.token_to_id(bos)
     _write(folder / "genai_config.json", _config(geometry, first, tokens=tokens, width=width))
     _write(folder / _PROCESSOR, _decoding())
-    # with the special tokens that the configuration lays over the file
+    write_tokenizer(folder, own, prompter, geometry)
+
+
+def write_tokenizer(folder: Path, own: Path, prompter: Prompter, geometry: Geometry) -> None:
+    """tokenizer.json, with the runtime's tokens and those that the configuration lays over the file, and
+    tokenizer_config.json, with a chat template for one question about an image."""
     tokenizer = json.loads(prompter.tokenizer.to_str())
     _write(folder / "tokenizer.json", _extended(tokenizer, marks(prompter, geometry)))
     settings, prompt = read_object(own / "tokenizer_config.json"), asking(prompter)
