@@ -12,6 +12,8 @@ DEMO := demo
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[compress,dev]'
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[check]' || \
 		echo "tensorrt-rtx does not install here; its checks will be skipped and named as skipped"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[genai]' || \
+		echo "onnxruntime-genai does not install here; its checks will be skipped and named as skipped"
 	touch $@
 
 demo: .venv/.installed

@@ -16,7 +16,7 @@ from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.graph import TokenGraphs, all_kept, thread
 from tokcarve.passes.router import Router
 
-__all__ = ["Golden", "Reference", "asked", "make_samples", "reference", "said", "save_golden"]
+__all__ = ["Golden", "Reference", "asked", "make_samples", "reference", "said", "save_golden", "stable"]
 
 NEW_TOKENS = 16
 """Greedy tokens per sample."""
@@ -71,7 +71,7 @@ def make_samples(
         state = {name: torch.rand(1, thread(graphs.vision).count, generator=generator) for name in graphs.asks}
         for _ in range(_ATTEMPTS):
             sample = _question(pixels, text, state)
-            if _stable(graphs, sample, generator) and not _open(graphs, rounded, sample).any():
+            if stable(graphs, sample, generator) and not _open(graphs, rounded, sample).any():
                 break
             pixels, skipped = _picture(graphs.geometry, generator), skipped + 1
         samples.append(_question(pixels, text, state))
@@ -97,7 +97,8 @@ def _text(geometry: Geometry, length: int, generator: torch.Generator) -> list[i
     return [token for token in drawn if token not in special][:length]
 
 
-def _stable(graphs: TokenGraphs, sample: Question, generator: torch.Generator) -> bool:
+def stable(graphs: TokenGraphs, sample: Question, generator: torch.Generator) -> bool:
+    """Whether changes of the pixels by 1e-5 leave what is kept and merged as it is."""
     pixels = sample.pixel_values
     with torch.no_grad():
         made, kept = _outcome(graphs, sample, pixels)

@@ -9,7 +9,8 @@ __all__ = ["GraphFile", "graph_file_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class GraphFile:
-    """One written graph: `weight_bytes` it reads from the weight file, `seconds` from torch to file."""
+    """One written graph: its nodes, those of branches too; `weight_bytes` it reads from the weight file, `seconds` from
+    torch to file."""
 
     name: str
     nodes: int
@@ -21,11 +22,12 @@ class GraphFile:
 
 def graph_file_of(name: str, model: ir.Model, size: int, seconds: float) -> GraphFile:
     """Of a graph in a file of `size` bytes, once its weights are external."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
     external = [value.const_value for value in model.graph.initializers.values()]
     return GraphFile(
         name=name,
-        nodes=len(model.graph),
-        selection_nodes=sum(str(node.name).startswith("tokcarve_select") for node in model.graph),
+        nodes=len(nodes),
+        selection_nodes=sum(str(node.name).startswith("tokcarve_select") for node in nodes),
         graph_bytes=size,
         weight_bytes=sum(tensor.nbytes for tensor in external if isinstance(tensor, ir.ExternalTensor)),
         seconds=round(seconds, 2),

@@ -5,8 +5,6 @@ One graph reads a prompt and every later token: it takes as many rows as it is g
 nothing is dropped in the language model; `forked` adds the prompt that is.
 """
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -19,12 +17,12 @@ __all__ = [
     "ROWS",
     "TOKENS",
     "TOTAL",
-    "Merge",
-    "cache_inputs",
     "cache_names",
     "growing_mask",
     "growing_text",
+    "merged",
     "merged_embedding",
+    "text_graph",
     "token_embedding",
 ]
 
@@ -74,67 +72,52 @@ def cache_names(stem: str, layers: int) -> tuple[str, ...]:
     return tuple(f"{stem}.{layer}.{part}" for layer in range(layers) for part in ("key", "value"))
 
 
-def cache_inputs(graphs: TokenGraphs, batch: int) -> Iterator[tuple[str, Tensor, dict[int, str]]]:
-    """Every cache that a graph takes: name, an example float32 [batch, kv_heads, cached, head_dim], open dimensions."""
-    text = graphs.geometry.text
-    for name in cache_names("past_key_values", text.layers):
-        yield name, torch.zeros(batch, text.kv_heads, _EXAMPLE_CACHED, text.head_dim), {2: CACHED}
-
-
-def growing_text(graphs: TokenGraphs, batch: int = 1, *, wider: int = 0) -> FaceGraph:
-    """The unpruned language model: inputs_embeds [batch, rows, hidden], attention_mask int64 [batch, total],
-    position_ids int64 [batch, rows], past_key_values.{layer}.{key,value} [batch, kv_heads, cached, head_dim] -> logits
-    [batch, 1, vocab], present.{layer}.{key,value} [batch, kv_heads, total, head_dim]; total = cached + rows.
-
-    Embeddings may be `wider` by columns that are not read.
-    """
-    text, total = graphs.geometry.text, _EXAMPLE_ROWS + _EXAMPLE_CACHED
-    caches = list(cache_inputs(graphs, batch))
-    present = cache_names("present", text.layers)
+def text_graph(graphs: TokenGraphs, module: nn.Module, *, batch: int, width: int, rows: int = 5) -> FaceGraph:
+    """`module` as a graph with the ends of `growing_text`, its embeddings `width` wide, an example `rows` long."""
+    text, cached = graphs.geometry.text, _EXAMPLE_CACHED
+    past, present = (cache_names(stem, text.layers) for stem in ("past_key_values", "present"))
     return FaceGraph(
-        module=_Text(graphs) if not wider else _Narrowed(_Text(graphs), text.hidden),
+        module=module,
         inputs=(
-            torch.zeros(batch, _EXAMPLE_ROWS, text.hidden + wider),
-            torch.ones(batch, total, dtype=torch.int64),
-            torch.arange(_EXAMPLE_ROWS).expand(batch, -1).contiguous(),
-            *(tensor for _, tensor, _ in caches),
+            torch.zeros(batch, rows, width),
+            torch.ones(batch, cached + rows, dtype=torch.int64),
+            torch.arange(rows).expand(batch, -1).contiguous(),
+            *(torch.zeros(batch, text.kv_heads, cached, text.head_dim) for _ in past),
         ),
-        input_names=("inputs_embeds", "attention_mask", "position_ids", *(name for name, _, _ in caches)),
+        input_names=("inputs_embeds", "attention_mask", "position_ids", *past),
         output_names=("logits", *present),
         opens={
             "inputs_embeds": {1: ROWS},
             "attention_mask": {1: TOTAL},
             "position_ids": {1: ROWS},
-            **{name: places for name, _, places in caches},
+            **{name: {2: CACHED} for name in past},
             **{name: {2: TOTAL} for name in present},
         },
     )
 
 
-class _Narrowed(nn.Module):
-    def __init__(self, text: nn.Module, hidden: int) -> None:
-        super().__init__()
-        self.text, self.hidden = text, hidden
-
-    def forward(self, inputs_embeds: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        made: tuple[Tensor, ...] = self.text(inputs_embeds[:, :, : self.hidden], *rest)
-        return made
+def growing_text(graphs: TokenGraphs, batch: int = 1) -> FaceGraph:
+    """The unpruned language model: inputs_embeds [batch, rows, hidden], attention_mask int64 [batch, total],
+    position_ids int64 [batch, rows], past_key_values.{layer}.{key,value} [batch, kv_heads, cached, head_dim] -> logits
+    [batch, 1, vocab], present.{layer}.{key,value} [batch, kv_heads, total, head_dim]; total = cached + rows.
+    """
+    return text_graph(graphs, _Text(graphs), batch=batch, width=graphs.geometry.text.hidden)
 
 
 class _Tokens(nn.Module):
-    def __init__(self, tokens: nn.Module) -> None:
+    def __init__(self, tokens: nn.Module, more: int) -> None:
         super().__init__()
-        self.tokens = tokens
+        self.tokens, self.more = tokens, more
 
     def forward(self, input_ids: Tensor) -> Tensor:
         rows: Tensor = self.tokens(input_ids)
-        return rows
+        return nn.functional.pad(rows, (0, self.more)) if self.more else rows
 
 
-def token_embedding(graphs: TokenGraphs, batch: int = 1) -> FaceGraph:
-    """The table alone: input_ids int64 [batch, rows] -> inputs_embeds [batch, rows, hidden]."""
+def token_embedding(graphs: TokenGraphs, batch: int = 1, *, more: int = 0) -> FaceGraph:
+    """The table alone: input_ids int64 [batch, rows] -> inputs_embeds [batch, rows, hidden + more], then zeros."""
     return FaceGraph(
-        module=_Tokens(graphs.parts.embed_tokens),
+        module=_Tokens(graphs.parts.embed_tokens, more),
         inputs=(torch.zeros(batch, _EXAMPLE_ROWS, dtype=torch.int64),),
         input_names=("input_ids",),
         output_names=("inputs_embeds",),
@@ -142,42 +125,37 @@ def token_embedding(graphs: TokenGraphs, batch: int = 1) -> FaceGraph:
     )
 
 
-class Merge(nn.Module):
-    """Ids [batch, rows] and visual tokens [batch, tokens, hidden] -> input rows, visual token j in place of the j-th
-    image token. There may be fewer visual tokens than image tokens, or none: the rest are rows of zeros.
+def merged(
+    text: Float[Tensor, "batch rows wide"],
+    image: Bool[Tensor, "batch rows"],
+    image_features: Float[Tensor, "batch tokens wide"],
+) -> Float[Tensor, "batch rows wide"]:
+    """`text` with visual token j in place of the j-th row where `image` is true. There may be fewer visual tokens than
+    such rows, or none: the rest are rows of zeros."""
+    # behind the last visual token a row of zeros, so that there is something to pick where there are none
+    features = torch.cat([image_features, torch.zeros_like(text[:, :1])], dim=1)
+    rank = (torch.cumsum(image.long(), dim=1) - 1).clamp(min=0)
+    rank = torch.minimum(rank, torch.ones_like(rank) * image_features.shape[1])
+    visual = torch.gather(features, 1, rank.unsqueeze(-1).expand(-1, -1, text.shape[2]))
+    return torch.where(image.unsqueeze(-1), visual, text)
 
-    `alias`: {id: the id whose row it has}. With `flagged` a last column says which rows are visual, 1.0 or 0.0.
-    """
 
-    def __init__(self, graphs: TokenGraphs, alias: dict[int, int], *, flagged: bool) -> None:
+class _Merge(nn.Module):
+    def __init__(self, graphs: TokenGraphs) -> None:
         super().__init__()
         self.tokens, self.image = graphs.parts.embed_tokens, graphs.geometry.image_token_id
-        self.alias, self.flagged = alias, flagged
 
-    def forward(
-        self, input_ids: Int[Tensor, "batch rows"], image_features: Float[Tensor, "batch tokens hidden"]
-    ) -> Float[Tensor, "batch rows wide"]:
-        ids = input_ids
-        for given, meant in self.alias.items():
-            ids = torch.where(ids == given, meant, ids)
-        image = ids == self.image
-        text: Tensor = self.tokens(torch.where(image, 0, ids))
-        # behind the last visual token a row of zeros, so that there is something to pick where there are none
-        features = torch.cat([image_features, torch.zeros_like(text[:, :1])], dim=1)
-        rank = (torch.cumsum(image.long(), dim=1) - 1).clamp(min=0)
-        rank = torch.minimum(rank, torch.full_like(rank, 1) * image_features.shape[1])
-        visual = torch.gather(features, 1, rank.unsqueeze(-1).expand(-1, -1, text.shape[2]))
-        rows = torch.where(image.unsqueeze(-1), visual, text)
-        return torch.cat([rows, image.unsqueeze(-1).float()], dim=2) if self.flagged else rows
+    def forward(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
+        image = input_ids == self.image
+        return merged(self.tokens(torch.where(image, 0, input_ids)), image, image_features)
 
 
-def merged_embedding(
-    graphs: TokenGraphs, batch: int = 1, *, alias: dict[int, int] | None = None, flagged: bool = False
-) -> FaceGraph:
-    """input_ids int64 [batch, rows], image_features [batch, tokens, hidden] -> inputs_embeds, as in Merge."""
+def merged_embedding(graphs: TokenGraphs, batch: int = 1) -> FaceGraph:
+    """input_ids int64 [batch, rows], image_features [batch, tokens, hidden] -> inputs_embeds [batch, rows, hidden], as
+    `merged` has it."""
     hidden = graphs.geometry.text.hidden
     return FaceGraph(
-        module=Merge(graphs, alias or {}, flagged=flagged),
+        module=_Merge(graphs),
         inputs=(torch.zeros(batch, _EXAMPLE_ROWS, dtype=torch.int64), torch.zeros(batch, _EXAMPLE_TOKENS, hidden)),
         input_names=("input_ids", "image_features"),
         output_names=("inputs_embeds",),

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from tokcarve.passes.graph import Read, Seen, Step, TokenGraphs, clone, thread
 from tokcarve.passes.invariants import propagate_language, propagate_vision
 
-__all__ = ["FaceGraph", "Shapes", "face_graphs", "final_kept", "kept_name", "shapes"]
+__all__ = ["FaceGraph", "Shapes", "face_graphs", "final_kept", "kept_name", "last_row_only", "shapes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +93,11 @@ class _LastRow(nn.Module):
         return torch.gather(rows, 1, last[:, None, None].expand(-1, 1, rows.shape[2]))
 
 
-def _last_row_only(language: fx.GraphModule, prompt: int) -> fx.GraphModule:
-    """A copy of the language graph whose norm and head see one row per prompt; the input is untouched."""
+def last_row_only(language: fx.GraphModule, last: nn.Module) -> fx.GraphModule:
+    """A copy of the language graph whose norm and head see one row per prompt, which `last` picks by (rows, prompt
+    lengths); the input is untouched."""
     module = clone(language)
-    module.add_submodule("last_row", _LastRow(prompt))
+    module.add_submodule("last_row", last)
     norm = next(node for node in module.graph.nodes if node.op == "call_module" and node.target == "norm")
     lengths = next(n for n in module.graph.nodes if n.op == "placeholder" and n.target == "prompt_lengths")
     with module.graph.inserting_before(norm):
@@ -110,7 +111,7 @@ def _last_row_only(language: fx.GraphModule, prompt: int) -> fx.GraphModule:
 class _Prefill(nn.Module):
     def __init__(self, graphs: TokenGraphs, prompt: int) -> None:
         super().__init__()
-        self.language = _last_row_only(graphs.language, prompt)
+        self.language = last_row_only(graphs.language, _LastRow(prompt))
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, prompt_lengths: Tensor, *more: Tensor

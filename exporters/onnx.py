@@ -82,7 +82,8 @@ def _dynamic(module: nn.Module, input_names: Sequence[str], opens: Mapping[str, 
     """What torch.export is told of open dimensions: an entry per argument of `forward`, the starred one a tuple."""
     if not opens:
         return None
-    made = [{at: torch.export.Dim(name) for at, name in opens.get(one, {}).items()} for one in input_names]
+    # a method may need a prompt of some length, so that the least size is for torch to find
+    made = [dict.fromkeys(opens.get(one, {}), torch.export.Dim.DYNAMIC) for one in input_names]
     parameters = list(inspect.signature(module.forward).parameters.values())
     starred = [i for i, one in enumerate(parameters) if one.kind is inspect.Parameter.VAR_POSITIONAL]
     return (*made[: starred[0]], tuple(made[starred[0] :])) if starred else tuple(made)

@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tokcarve.exporters.device.boards import RELEASES, find_target
+from tokcarve.exporters.device.boards import find_target, readers, unread
 from tokcarve.exporters.device.compare import (
     Asked,
     Check,
     Said,
-    check_losses,
     check_numbers,
     check_power,
     read_golden,
-    read_losses,
     uncompared,
 )
 from tokcarve.exporters.device.face import (
@@ -30,7 +28,9 @@ from tokcarve.exporters.device.face import (
     file_record,
     read_export,
 )
+from tokcarve.exporters.device.losses import check_losses, read_losses
 from tokcarve.exporters.device.merging import check_merging
+from tokcarve.exporters.device.photographs import PLACE, QUESTIONS, check_photographs
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import STATIC, Face
 from tokcarve.exporters.proving import proving_face, unshown
@@ -79,6 +79,11 @@ def recheck(artifact: Path, *, trt: bool = False, progress: Progress | None = No
             checks += made
         if "hf" in record.faces:
             checks += _hub(artifact, record, left, tell)
+        if f"{PLACE}/{QUESTIONS}" in record.files:
+            tell("running genai", 0, 1)
+            made, open_questions = check_photographs(directory, record)
+            checks, left = [*checks, *made], [*left, *open_questions]
+            tell("running genai", 1, 1)
     else:
         provider, left = "none", [*left, "the graphs were not run, for files are not those that were exported"]
     return Report(checks=tuple(checks), not_checked=tuple(left), provider=provider)
@@ -158,8 +163,9 @@ def _tensorrt(graphs: list[Path], record: ExportRecord, left: list[str], build: 
             f"TensorRT: {error.name}, which its rules need, is not installed (pip install 'tokcarve[compress]')"
         )
         return
-    releases = find_target(record.target).names if record.target is not None else tuple(RELEASES)
+    releases = find_target(record.target).names if record.target is not None else readers(record.opset)
     yield from (check_lint(graph, releases) for graph in graphs)
+    left += unread(record.opset) if record.target is None else []
     left.append(f"no TensorRT engine was {'built or ' * (not record.engines)}run")
     if not build:
         left.append("TensorRT: no parse, no build (verify --trt does them)")

@@ -1,6 +1,6 @@
 """Whether a written graph keeps the rules of ONNX and ours: standard operators, constant shapes. Needs onnx alone."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import onnx
@@ -27,13 +27,23 @@ def check_graph(path: Path, names: Collection[str] = (), opset: int | None = Non
     open_ended = [v.name for v in (ends if names else (*ends, *graph.value_info)) if not _is_static(v, names)]
     if open_ended:
         return Check(name=name, passed=False, detail=f"{open_ended[0]} and {len(open_ended) - 1} more are not static")
-    foreign = sorted({node.domain for node in graph.node} - {"", "ai.onnx"})
+    nodes = list(_nodes(graph))
+    foreign = sorted({node.domain for node in nodes} - {"", "ai.onnx"})
     if foreign or model.functions:
         return Check(name=name, passed=False, detail=f"it needs {', '.join(foreign) or 'functions'}")
     found = model.opset_import[0].version
     if opset is not None and found != opset:
         return Check(name=name, passed=False, detail=f"it is in opset {found}, and the export is in {opset}")
-    return Check(name=name, passed=True, detail=f"{len(graph.node)} nodes, opset {found}")
+    return Check(name=name, passed=True, detail=f"{len(nodes)} nodes, opset {found}")
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of branches and loops too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(attribute.g)
 
 
 def _outside(graph: onnx.GraphProto) -> list[str]:

@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from tokcarve.exporters.device.face import WEIGHTS, FaceFile, StoredTensor
 from tokcarve.exporters.faces.kind import Request
+from tokcarve.exporters.forked import lower_piece
 from tokcarve.exporters.graph_file import GraphFile, graph_file_of
 from tokcarve.exporters.limits import check_room
 from tokcarve.exporters.modules import FaceGraph
-from tokcarve.exporters.onnx import lower, weight_names
+from tokcarve.exporters.onnx import weight_names
 from tokcarve.exporters.quantise import Quantiser
 from tokcarve.exporters.sizes import header_bytes, predict
 from tokcarve.exporters.source import Source
@@ -48,7 +49,9 @@ def check_headers(source: Source, directory: Path, *, refer: bool) -> None:
 def write_graphs(
     source: Source, request: Request, pieces: Mapping[str, FaceGraph], folder: Path, tell: Progress
 ) -> Written:
-    """Writes every piece under its name into `folder`; weights go one by one from the checkpoint into one file.
+    """Writes every piece under its name into `folder`, in an ONNX `opset`.
+
+    Weights go one by one from the checkpoint into one file.
 
     All graphs are made first, without a weight being read, so that the size of the file is known before it is begun.
     Raises ExportError for a disk that is too small, what cannot be traced, numbers that the precision cannot hold and,
@@ -83,16 +86,7 @@ def _lowered(
     for done, (name, piece) in enumerate(pieces.items()):
         tell("making graphs", done, len(pieces))
         started = time.perf_counter()
-        model = lower(
-            piece.module,
-            piece.inputs,
-            input_names=piece.input_names,
-            output_names=piece.output_names,
-            names=names,
-            as_stored=as_stored,
-            opset=request.opset,
-            opens=piece.opens,
-        )
+        model = lower_piece(piece, names=names, as_stored=as_stored, opset=request.opset)
         quantiser.apply(model)
         yield name, model, time.perf_counter() - started
 

@@ -15,11 +15,17 @@ KEEP, MAX_TEXT, MAX_NEW = 16, 8, 6
 
 
 def make_artifact(
-    directory: Path, method: str = "vtc_cls", tokens: int = KEEP, *, text_layers: int = 2, **settings: object
+    directory: Path,
+    method: str = "vtc_cls",
+    tokens: int = KEEP,
+    *,
+    text_layers: int = 2,
+    words: bool = False,
+    **settings: object,
 ) -> Path:
-    """An artifact of a random model, not exported, in `directory`."""
+    """An artifact of a random model, not exported, in `directory`; `words` as in `llama_tokenizer`."""
     model = build("qwen2", "clip", vision_layers=4, text_layers=text_layers)
-    write(model, directory / "base")
+    write(model, directory / "base", words=words)
     with contextlib.chdir(directory):
         compress(str(directory / "base"), method=method, tokens=tokens, out="artifact", **settings)  # type: ignore[arg-type]
     return directory / "artifact"

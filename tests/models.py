@@ -154,10 +154,11 @@ def prompt(lengths: Sequence[int], visual: int = TOTAL, seed: int = 0) -> tuple[
     return ids, torch.tensor([length + visual for length in lengths])
 
 
-def write(model: Any, directory: Path) -> Path:
-    """A checkpoint directory of `model` with tokenizer, image processor and chat template; -> `directory`."""
+def write(model: Any, directory: Path, *, words: bool = False) -> Path:
+    """A checkpoint directory of `model` with tokenizer, image processor and chat template; -> `directory`. `words` as
+    in `llama_tokenizer`."""
     tower = "clip" if model.config.vision_config.model_type == "clip_vision_model" else "siglip"
-    tokenizer = llama_tokenizer()
+    tokenizer = llama_tokenizer(words=words)
     image = write_processor(directory, tokenizer, template=LLAVA_TEMPLATE, **SPECIALS)
     side = model.config.vision_config.image_size
     kind = {

@@ -40,8 +40,9 @@ CLIP_PIXELS: dict[str, Any] = {
 }
 
 
-def llama_tokenizer(framed: bool = True) -> Tokenizer:
-    """Sentencepiece-like BPE with byte fallback; `framed` puts <s> before every text."""
+def llama_tokenizer(framed: bool = True, words: bool = False) -> Tokenizer:
+    """Sentencepiece-like BPE with byte fallback; `framed` puts <s> before every text, and with `words` no token reaches
+    over the start of a word or a sign, as in tokenizers of real models."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -49,8 +50,11 @@ def llama_tokenizer(framed: bool = True) -> Tokenizer:
     )
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=specials, show_progress=False)
+    if words:
+        apart = [pre_tokenizers.Split("▁", "merged_with_next"), pre_tokenizers.Split(Regex(r"[?.,:]"), "isolated")]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(apart)
     tokenizer.train_from_iterator(CORPUS, trainer)
-    plain = json.loads(tokenizer.to_str())
+    plain = {**json.loads(tokenizer.to_str()), "pre_tokenizer": None}
     plain["added_tokens"] = plain["added_tokens"][:3]
     tokenizer = Tokenizer.from_str(json.dumps(plain))
     tokenizer.add_special_tokens([AddedToken("<image>", normalized=False, special=True)])

@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.playing import Asked, play
-from tokcarve.exporters.device.session import Graph, as_floats
+from tokcarve.exporters.device.session import as_floats
 from tokcarve.passes.errors import ArtifactError
 
 __all__ = [
     "TOLERANCES",
     "Asked",
     "Check",
+    "Floats",
     "Said",
-    "check_losses",
     "check_numbers",
     "check_power",
     "check_said",
     "close",
     "read_golden",
-    "read_losses",
+    "same_tokens",
     "uncompared",
 ]
 
@@ -139,7 +139,7 @@ def check_said(made: Sequence[Said], expected: Sequence[Said], *, side: str, dty
         kept,
         close(f"{side}: image features", [(m.features, e.features) for m, e in pairs], dtype),
         close(f"{side}: logits", [(m.logits, e.logits) for m, e in pairs], dtype),
-        _same_tokens(f"{side}: greedy tokens", pairs, TOLERANCES[dtype]),
+        same_tokens(f"{side}: greedy tokens", pairs, TOLERANCES[dtype]),
         *(close(f"{side}: {one}", [(m.given[one], e.given[one]) for m, e in pairs], dtype) for one in given),
     ]
 
@@ -194,24 +194,6 @@ def _placed(visual: NDArray[np.int64], positions: NDArray[np.int64], start: int)
     return bool(np.array_equal(start + visual, positions[start : start + len(visual)]))
 
 
-def read_losses(path: Path) -> tuple[Floats, Floats]:
-    """The pixels [samples, 3, height, width] of a golden file and the losses [samples, budgets] that torch's router
-    predicts of them; ArtifactError where there are none."""
-    with np.load(path, allow_pickle=False) as stored:
-        if "losses" not in stored:
-            raise ArtifactError(f"{path} holds no losses; export again with `tokcarve export`")
-        return stored["pixel_values"], stored["losses"]
-
-
-def check_losses(graph: Graph, pixels: Floats, expected: Floats, dtype: str = "float32") -> Check:
-    """What the graph of a router predicts of pixels [samples, 3, height, width] against `expected` [samples, budgets];
-    the number of samples is a multiple of the exported batch."""
-    batch = graph.shapes["pixel_values"][0]
-    starts = range(0, len(pixels), batch)
-    found = [graph.run({"pixel_values": pixels[start : start + batch]})["losses"] for start in starts]
-    return close("router: predicted losses", [(np.concatenate(found), expected)], dtype)
-
-
 def close(name: str, pairs: Sequence[tuple[Floats, Floats]], dtype: str) -> Check:
     """Whether every first is near its second, torch's, by the tolerance of `dtype`."""
     worst = max(_difference(found, expected) for found, expected in pairs)
@@ -228,7 +210,8 @@ def _difference(found: Floats, expected: Floats) -> float:
     return difference if np.isfinite(difference) else float("inf")
 
 
-def _same_tokens(name: str, pairs: Sequence[tuple[Said, Said]], tolerance: float) -> Check:
+def same_tokens(name: str, pairs: Sequence[tuple[Said, Said]], tolerance: float) -> Check:
+    """Whether every first says the tokens of its second, torch's, up to a choice between two that are as good."""
     compared, ties = 0, 0
     for i, (made, one) in enumerate(pairs):
         assert one.margins is not None

@@ -116,13 +116,13 @@ def test_open_dimensions_are_those_that_are_named(tmp_path: Path) -> None:
     assert not check_graph(tmp_path / "text.onnx").passed
 
 
-def test_an_alias_has_the_row_of_what_it_stands_for_and_visual_rows_are_flagged() -> None:
+def test_image_tokens_without_a_visual_token_are_zero() -> None:
     built = build("qwen2", "clip", vision_layers=2, text_layers=2)
     graphs = families.capture(built)
     image, hidden = graphs.geometry.image_token_id, graphs.geometry.text.hidden
-    merge = session(onnx_of(growing.merged_embedding(graphs, alias={9: 4, 8: image}, flagged=True), built))
-    features = np.ones((1, 2, hidden), np.float32)
-    rows = merge.run(None, {"input_ids": np.array([[4, 9, image, 8, 9]]), "image_features": features})[0][0]
-    assert rows[:, -1].tolist() == [0, 0, 1, 1, 0]
-    np.testing.assert_array_equal(rows[0], rows[1])
-    np.testing.assert_array_equal(rows[2:4, :-1], features[0])
+    merge = session(onnx_of(growing.merged_embedding(graphs), built))
+    features = np.arange(2, dtype=np.float32)[None, :, None] + np.ones((1, 2, hidden), np.float32)
+    rows = merge.run(None, {"input_ids": np.array([[4, image, 4, image, image]]), "image_features": features})[0][0]
+    np.testing.assert_array_equal(rows[[1, 3]], features[0])
+    np.testing.assert_array_equal(rows[0], rows[2])
+    assert not rows[4].any()
