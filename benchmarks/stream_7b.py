@@ -3,8 +3,8 @@
     python benchmarks/stream_7b.py [--method fastv] [--precision fp16] [--place DIR]
 
 Writes up to 42 GB, or 28 GB in another precision than fp32, into a temporary directory below DIR. The checkpoint is
-made shard by shard, copied, carved and exported, each in a process of its own; the page cache is as the step before left
-it.
+made shard by shard, copied, carved and exported, each in a process of its own; the page cache is as the step before
+left it.
 """
 
 import argparse
