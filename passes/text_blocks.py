@@ -105,7 +105,7 @@ class Rotary(nn.Module):
         return cos, sin
 
 
-def _fits(rows: int, window: int | None) -> None:
+def _fits(rows: int | torch.SymInt, window: int | None) -> None:
     # within its window, sliding attention is full attention
     if window is not None and rows > window:
         raise ModelError(
