@@ -4,7 +4,7 @@
     python benchmarks/ladder.py table ladder.jsonl
 
 Every artifact is made of the bundled checkpoint, exported with `--face all` and proven a second time from its files by
-`verify --trt`. A method that must be trained is, in a few steps: that the export holds says nothing of how well it
+`verify`. A method that must be trained is, in a few steps: that the export holds says nothing of how well it
 chooses.
 """
 
@@ -50,7 +50,7 @@ def climb(method: str, tokens: int, place: Path) -> dict[str, Any]:
         started = time.perf_counter()
         result = export_artifact(artifact.directory, Request(faces=(ALL,)))
         seconds = time.perf_counter() - started
-        report = recheck(artifact.directory, trt=True)
+        report = recheck(artifact.directory)
     except TokcarveError as error:
         return found | {"error": str(error)}
     return found | {

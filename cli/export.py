@@ -26,6 +26,9 @@ def export(
     reference_weights: Annotated[
         bool, typer.Option("--reference-weights", help="Leave weights in the checkpoint's files where they fit.")
     ] = False,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16, or int8 or int4 weights of the language model.")
+    ] = "fp32",
     target: Annotated[
         str | None, typer.Option(help="The board that --trt is for: BOARD[@TENSORRT], as orin, orin@10.3, thor, rtx.")
     ] = None,
@@ -48,6 +51,7 @@ def export(
         max_text=max_text,
         max_new=max_new,
         reference_weights=reference_weights,
+        precision=precision,
         opset=opset,
         target=target,
     )
@@ -85,7 +89,7 @@ def _print(result: "ExportResult", place: Path) -> None:
         "shapes": f"batch {record.batch}, {record.pruned.tokens} of {record.total} visual tokens, up to "
         f"{record.max_text} text tokens and {record.max_new} new ones, all constant",
         "budgets": f"{', '.join(map(str, record.counts))} tokens, by router.onnx" if record.counts else None,
-        "format": f"ONNX opset {record.opset}, {record.dtype}",
+        "format": f"ONNX opset {record.opset}, {record.dtype}{_weights_of(record.precision)}",
         "weights": _weights(result),
         "time": f"{result.seconds:.1f} s",
         "faces": ", ".join(record.faces),
@@ -96,12 +100,20 @@ def _print(result: "ExportResult", place: Path) -> None:
     }
     print_facts(str(result.directory), facts)
     rows = [(g.name, g.nodes, g.selection_nodes, g.graph_bytes / 1024, g.weight_bytes / 2**20) for g in result.graphs]
+    if record.quality is not None:
+        said = f"beside the whole model in fp32, {record.quality.tokens} tokens of {record.quality.samples} answers"
+        agreed = [(row.graphs, f"{100 * row.agreement:.1f} %", f"{row.kl:.4f}") for row in record.quality.rows]
+        print_table(said, ("model", "same token", "divergence in nats"), agreed)
     print_table("graphs", ("file", "nodes", "of selection", "KiB", "reads MiB of weights"), rows)
     print_table(
         "checks, all passed", ("check", "found"), checked_rows([(check.name, check.detail) for check in record.checks])
     )
     if STATIC & set(record.faces):
         print_line(f"next: tokcarve run {place} --image IMAGE --prompt TEXT, or tokcarve profile {place}")
+
+
+def _weights_of(precision: str) -> str:
+    return f" with {precision} weights in the language model" if precision.startswith("int") else ""
 
 
 def _weights(result: "ExportResult") -> str:

@@ -63,9 +63,9 @@ class EngineFace(Face):
         file = Path(graph_file(name, baseline=baseline, budget=further)).with_suffix(".engine")
         runtime = self.trt.Runtime(self.trt.Logger())
         engine = runtime.deserialize_cuda_engine((self.artifact / EXPORT / "trt" / "engines" / file).read_bytes())
-        session = EngineSession(self.trt, engine, self.device)
         if engine is None:
             raise ExportError(f"TensorRT cannot read back its engine {file}; export again")
+        session = EngineSession(self.trt, engine, self.device)
         return Graph(
             session=session,
             outputs=session.outputs,

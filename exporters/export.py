@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from tokcarve.exporters.device.face import (
     EXPORT,
     FOLDER,
@@ -26,20 +24,17 @@ from tokcarve.exporters.device.face import (
 )
 from tokcarve.exporters.faces import FACES
 from tokcarve.exporters.faces.kind import ALL, FaceKind, Proof, Request, Work
-from tokcarve.exporters.forked import lower_piece
 from tokcarve.exporters.golden import save_golden
-from tokcarve.exporters.graph_file import GraphFile, graph_file_of
-from tokcarve.exporters.limits import check_request, check_room
+from tokcarve.exporters.graph_file import GraphFile
+from tokcarve.exporters.limits import check_request
 from tokcarve.exporters.modules import FaceGraph, Shapes
-from tokcarve.exporters.onnx import weight_names
 from tokcarve.exporters.precision import needed_opset, precision_of
 from tokcarve.exporters.prove import prove
-from tokcarve.exporters.quantise import Quantiser
-from tokcarve.exporters.sizes import header_bytes, predict
+from tokcarve.exporters.proving import CPU, proving_face
+from tokcarve.exporters.quality import hear, measure
 from tokcarve.exporters.source import Source, load_source, read_source
-from tokcarve.exporters.weights import Placed, WeightFile
+from tokcarve.exporters.writing import check_headers, write_graphs
 from tokcarve.passes.errors import ExportError
-from tokcarve.passes.families.blank import DTYPES
 from tokcarve.recipes.artifact import read_artifact
 from tokcarve.recipes.atomic import replace_directory, write_file
 from tokcarve.recipes.manifest import CheckRecord
@@ -81,7 +76,7 @@ def export_artifact(
     found = read_artifact(Path(artifact))
     place = found.directory / EXPORT
     check_request(found.manifest, request)
-    precision = precision_of(request.precision)
+    precision = precision_of(request.precision, refer=request.reference_weights)
     if place.exists() and not force:
         raise ExportError(f"{place} exists; pass --force to replace it")
     kinds, refused = _able(known, {kind.name: kind.refuses(found, request) for kind in known}, request)
@@ -92,8 +87,7 @@ def export_artifact(
     tell("reading weights", 1, 1)
     kinds, more = _able(kinds, {kind.name: kind.cannot(source) for kind in kinds}, request)
     request = replace(request, faces=tuple(kind.name for kind in kinds))
-    if not request.reference_weights:  # which weights need no room there is known once graphs are
-        check_room(header_bytes(source.stored, source.matrices, precision), found.directory)
+    check_headers(source, found.directory, refer=request.reference_weights)
     with replace_directory(place) as root:
         # the device runtime, which proves the export, expects the layout of an artifact
         stage = root / EXPORT
@@ -102,7 +96,9 @@ def export_artifact(
         for kind in kinds:
             kind.complete(work)
         proofs = prove(work, kinds, tell)
+        tell("measuring quality", 0, 1)
         record = _finish(work, weights, proofs).model_copy(update={"refused": refused | more})
+        tell("measuring quality", 1, 1)
         write_file(stage / RECORD, seal(record))
         for path in list(stage.iterdir()):
             path.rename(root / path.name)
@@ -136,17 +132,19 @@ def _write(
     """Graphs and weights, then golden samples, of which no more is known than that torch made them."""
     pieces = dict(piece for kind in kinds for piece in kind.pieces(source))
     stage = root / EXPORT
-    graphs, tensors, weights, predicted = _write_graphs(source, request, pieces, stage / FOLDER, tell)
+    written = write_graphs(source, request, pieces, stage / FOLDER, tell)
     reading = read_source(source)
+    heard = None
     if isinstance(reading, str):
         goldens, router = [], None
     else:
         goldens, router = [(one, reading.golden(one)) for one in source.carved], reading.router
+        heard = hear(source, reading.unrounded(), goldens[0][1].samples)
     for one, golden in goldens:
         name = "golden.npz" if one is source.largest else f"golden.k{one.budget}.npz"
         predicts = router if one is source.largest else None
         save_golden(golden, one.graphs.geometry, stage / name, predicts)
-    draft = _record(source, request, tensors, pieces)
+    draft = _record(source, request, written.tensors, pieces)
     if isinstance(reading, str):
         gap = f"no number was compared with the model in torch: {reading}; export where they are"
         draft = draft.model_copy(update={"not_checked": (gap,)})
@@ -155,57 +153,13 @@ def _write(
         source=source,
         request=request,
         draft=draft,
-        graphs=graphs,
+        graphs=written.graphs,
         goldens=tuple(goldens),
         router=router,
-        predicted=predicted,
+        predicted=written.predicted,
+        heard=heard,
     )
-    return work, weights
-
-
-def _write_graphs(
-    source: Source, request: Request, pieces: Mapping[str, FaceGraph], folder: Path, tell: Progress
-) -> tuple[tuple[GraphFile, ...], dict[str, StoredTensor], FaceFile, int]:
-    """All graphs are made before any is written: then the size of the weight file is known, and compared."""
-    names, models = weight_names(source.model), dict[str, ir.Model]()
-    table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
-    quantiser = Quantiser(source.plain.graphs.parts, source.precision, source.stored)
-    written, seconds = [], dict[str, float]()
-    as_stored = names.values() if request.reference_weights else (table,)
-    for done, (name, piece) in enumerate(pieces.items()):
-        tell("making graphs", done, len(pieces))
-        started = time.perf_counter()
-        models[name] = lower_piece(piece, names=names, as_stored=as_stored, opset=request.opset)
-        quantiser.apply(models[name])
-        seconds[name] = time.perf_counter() - started
-    refer = request.reference_weights
-    predicted = predict(models.values(), source.named, source.stored, source.precision, refer=refer)
-    check_room(predicted, folder)
-    with WeightFile(folder / WEIGHTS, source.stored, refer=refer) as weights:
-        for done, (name, model) in enumerate(models.items()):
-            tell("writing graphs", done, len(models))
-            started = time.perf_counter()
-            size = weights.save(model, folder / name)
-            written.append(graph_file_of(name, model, size, seconds[name] + time.perf_counter() - started))
-    if request.reference_weights and not weights.referred:
-        dtypes = " and ".join(
-            sorted({str(DTYPES[one.entry.dtype]).removeprefix("torch.") for one in source.stored.values()})
-        )
-        raise ExportError(
-            f"--reference-weights: no weight of the checkpoint ({dtypes}) is what the export reads "
-            f"({source.precision.type_name}), so all must be converted; leave the option out, or give the --precision "
-            "that the checkpoint has"
-        )
-    return tuple(written), _stored(weights.placed), weights.record, predicted
-
-
-def _stored(placed: Sequence[Placed]) -> dict[str, StoredTensor]:
-    """What lies in the weight file; a constant whose name another one has is named with its place too."""
-    found = dict[str, StoredTensor]()
-    for one in placed:
-        name = one.name if one.name not in found else f"{one.name}@{one.offset}"
-        found[name] = StoredTensor(bytes=one.length, sha256=one.sha256, offset=one.offset)
-    return found
+    return work, written.weights
 
 
 def _record(
@@ -222,7 +176,7 @@ def _record(
         max_new=sizes.max_new,
         opset=max(request.opset, needed_opset(request.precision, "ort")),
         target=request.target,
-        dtype=source.precision.type_name,
+        dtype=source.precision.computes,
         precision=source.precision.name,
         positions=manifest.positions,
         pruned=Side(**_counts(sizes)),
@@ -246,11 +200,15 @@ def _finish(work: Work, weights: FaceFile, proofs: Mapping[str, Proof]) -> Expor
     files = {name: weights if name == heavy else file_record(stage / name) for name in names}
     checks = [one for proof in proofs.values() for one in proof.checks]
     left = [text for proof in proofs.values() for text in proof.not_checked]
+    quality = None
+    if work.heard is not None:
+        quality = measure(work.heard, proving_face(work.root, work.draft, CPU, exact=False))
     if "trt" not in proofs:
         left.append("TensorRT: no lint, no parse, no build (export --trt does them)")
     return work.draft.model_copy(
         update={
             "files": files,
+            "quality": quality,
             "engines": tuple(engine for proof in proofs.values() for engine in proof.engines),
             "checks": tuple(CheckRecord(name=one.name, passed=one.passed, detail=one.detail) for one in checks),
             "not_checked": tuple(dict.fromkeys((*work.draft.not_checked, *left))),

@@ -105,19 +105,19 @@ def growing_text(graphs: TokenGraphs, batch: int = 1) -> FaceGraph:
 
 
 class _Tokens(nn.Module):
-    def __init__(self, tokens: nn.Module) -> None:
+    def __init__(self, tokens: nn.Module, more: int) -> None:
         super().__init__()
-        self.tokens = tokens
+        self.tokens, self.more = tokens, more
 
     def forward(self, input_ids: Tensor) -> Tensor:
         rows: Tensor = self.tokens(input_ids)
-        return rows
+        return nn.functional.pad(rows, (0, self.more)) if self.more else rows
 
 
-def token_embedding(graphs: TokenGraphs, batch: int = 1) -> FaceGraph:
-    """The table alone: input_ids int64 [batch, rows] -> inputs_embeds [batch, rows, hidden]."""
+def token_embedding(graphs: TokenGraphs, batch: int = 1, *, more: int = 0) -> FaceGraph:
+    """The table alone: input_ids int64 [batch, rows] -> inputs_embeds [batch, rows, hidden + more], then zeros."""
     return FaceGraph(
-        module=_Tokens(graphs.parts.embed_tokens),
+        module=_Tokens(graphs.parts.embed_tokens, more),
         inputs=(torch.zeros(batch, _EXAMPLE_ROWS, dtype=torch.int64),),
         input_names=("input_ids",),
         output_names=("inputs_embeds",),

@@ -82,15 +82,13 @@ def check_limits(manifest: Manifest, request: Request) -> None:
 
 def trt_refused(manifest: Manifest, request: Request) -> str | None:
     """Why TensorRT cannot carry the artifact as asked for, on the target where one is named; None where it can."""
-    needed = needed_opset(request.precision, _TRT)
-    by_precision = f"--precision {request.precision} is written in opset {needed}" if needed > request.opset else None
     target = find_target(request.target) if request.target is not None else None
-    refusals = [
-        opset_refused(
-            target.releases if target is not None else RELEASES.values(), max(request.opset, needed), by_precision
-        ),
-        topk_refused(manifest),
-    ]
+    if target is None:
+        # what a precision needs is left to the releases that read it; an opset that was asked for is for all of them
+        opset_why = opset_refused(RELEASES.values(), request.opset)
+    else:
+        opset_why = opset_refused(target.releases, *_opset(request))
+    refusals = [opset_why, topk_refused(manifest)]
     if target is not None:
         least = bytes_each(request.precision)
         refusals += [precision_refused(target, request.precision), memory_refused(target, manifest, request, least)]
@@ -100,6 +98,14 @@ def trt_refused(manifest: Manifest, request: Request) -> str | None:
                 "installed; pip install 'tokcarve[check]'"
             )
     return next((refusal for refusal in refusals if refusal is not None), None)
+
+
+def _opset(request: Request) -> tuple[int, str | None]:
+    """The opset that graphs will be in, and which precision asks for it where `--opset` does not."""
+    needed = needed_opset(request.precision, _TRT)
+    if needed <= request.opset:
+        return request.opset, None
+    return needed, f"--precision {request.precision} is written in opset {needed}"
 
 
 def topk_refused(manifest: Manifest) -> str | None:
@@ -141,7 +147,7 @@ def memory_refused(target: Target, manifest: Manifest, request: Request, each: f
     largest = max(engines, key=lambda name: engines[name])
     build = build_peak(round(each * engines[largest]))
     rows = [kept + request.max_text + request.max_new for kept in manifest.kv_rows]
-    caches = request.batch * kv_bytes(text, rows, 4)
+    caches = request.batch * kv_bytes(text, rows, 4 if each == 4 else 2)
     run = (each * sum(engines.values()) + caches) / 2**30
     if max(build, run) <= most:
         return None

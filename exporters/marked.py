@@ -51,10 +51,7 @@ class _Vision(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         seen = Seen(*self.vision(self.prepare(pixel_values[:, 0])))
-        kept = final_kept(seen.kept, 1, self.total).unsqueeze(2).float()
-        handed = [seen.handed[name].reshape(1, seen.features.shape[1], -1) for name, _ in self.wide.handed]
-        places = [kept] if self.wide.placed else []
-        return torch.cat([seen.features, torch.ones_like(kept), *places, *handed], dim=2).squeeze(0)
+        return self.wide.join(seen, final_kept(seen.kept, 1, self.total)).squeeze(0)
 
 
 def marked_vision(graphs: TokenGraphs, wide: Columns, prepare: nn.Module) -> FaceGraph:
@@ -161,7 +158,7 @@ class _Text(nn.Module):
     ) -> tuple[Tensor, ...]:
         hidden, mark, places, _ = self.wide.split(inputs_embeds)
         new, zeros = mark >= 0, (~_real(past[0])).long().sum(dim=1, keepdim=True)
-        void = zeros.clamp(max=VOID) + (~new).long().sum(dim=1, keepdim=True)
+        void = zeros.clamp(max=self.wide.void) + (~new).long().sum(dim=1, keepdim=True)
         entered = position_ids - void + (zeros > 0).long() * self.gap + _skipped(mark, places, self.gap)
         present, starts = list[Tensor](), {group.first: group for group in self.groups}
         for at, layer in enumerate(self.layers):
@@ -170,7 +167,7 @@ class _Text(nn.Module):
                 real = _real(key)
                 attended = torch.cat([real, new], dim=1).unsqueeze(1).unsqueeze(1)
                 mask = growing_mask(hidden, attention_mask, key) & attended
-                cos, sin = self.rotary(hidden, _lowered(entered, starts[at], real))
+                cos, sin = self.rotary(hidden, _lowered(entered, starts[at], real, self.wide.void))
             hidden, new_key, new_value = layer(hidden, mask, cos, sin, key, value)
             if at in starts:
                 new_key = new_key * new.unsqueeze(1).unsqueeze(3).float()
@@ -192,11 +189,11 @@ def _skipped(mark: Tensor, places: Tensor, gap: int) -> Tensor:
     return torch.where(mark > 0, places - (seen - 1), torch.where(seen > 0, gap, 0))
 
 
-def _lowered(entered: Tensor, group: _Group, real: Tensor) -> Tensor:
+def _lowered(entered: Tensor, group: _Group, real: Tensor, void: int) -> Tensor:
     """Positions in a group of layers, which renumber what a pruned prompt left."""
     if not group.shift:
         return entered
-    pruned = (~real).long().sum(dim=1, keepdim=True) >= VOID + group.dropped
+    pruned = (~real).long().sum(dim=1, keepdim=True) >= void + group.dropped
     return entered - pruned.long() * group.shift
 
 
@@ -221,10 +218,10 @@ class _Prompt(nn.Module):
     def forward(
         self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
-        hidden, mark, places, handed = self.wide.split(inputs_embeds[:, VOID:])
+        hidden, mark, places, handed = self.wide.split(inputs_embeds[:, self.wide.void :])
         start, lengths = choose.best(mark), torch.ones_like(mark).sum(dim=1).long()
         given = {"visual_start": start, **{name: self.place.visual(one, start) for name, one in handed.items()}}
-        entered = position_ids[:, :-VOID] + _skipped(mark, places, self.gap)
+        entered = position_ids[:, : mark.shape[1]] + _skipped(mark, places, self.gap)
         read = Read(*self.language(hidden, entered, lengths, *(given[name] for name in self.names)))
         rows = inputs_embeds.shape[1]
         cache = (one for pair in zip(read.keys, read.values, strict=True) for one in pair)
@@ -243,7 +240,7 @@ class _Prompted(nn.Module):
     ) -> tuple[Tensor, ...]:
         mark = inputs_embeds[0, :, self.wide.hidden]
         cached = torch.ones_like(past[0][0, 0, :, 0]).sum()
-        return ((cached == 0) & ((mark > 0).sum() == self.count) & ((mark < 0).sum() == VOID),)
+        return ((cached == 0) & ((mark > 0).sum() == self.count) & ((mark < 0).sum() == self.wide.void),)
 
 
 def marked_text(graphs: TokenGraphs, wide: Columns, sizes: Shapes) -> FaceGraph:
@@ -255,7 +252,7 @@ def marked_text(graphs: TokenGraphs, wide: Columns, sizes: Shapes) -> FaceGraph:
     plain = text_graph(graphs, _Text(graphs, wide), batch=1, width=wide.width)
     if not graphs.language_inputs:
         return plain
-    pruned = text_graph(graphs, _Prompt(graphs, wide), batch=1, width=wide.width, rows=VOID + sizes.prompt)
+    pruned = text_graph(graphs, _Prompt(graphs, wide), batch=1, width=wide.width, rows=wide.void + sizes.prompt)
     return Forked(
         module=_Prompted(wide, thread(graphs.vision).count),
         inputs=plain.inputs,

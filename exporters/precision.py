@@ -7,15 +7,14 @@ scores by which a method chooses stay float32 between casts; layer norms keep fl
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from tokcarve.passes.errors import ExportError
-from tokcarve.passes.graph import Parts
 
-__all__ = ["PRECISIONS", "Precision", "block_of", "bytes_each", "matrices", "needed_opset", "precision_of"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PRECISIONS", "Precision", "block_of", "bytes_each", "needed_opset", "precision_of"]
 
 _BLOCKS = (128, 64, 32, 16)
 # blocked scales came with opset 21, float16 scales with 19
@@ -24,37 +23,45 @@ _NEEDED = {"int8": 19, "int4": 21}
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """`dtype` is what graphs compute in and what every weight is stored in that is not quantised to `bits`; 0 bits mean
-    that none is."""
+    """`computes` names the type that graphs compute in, and in which every weight is stored that is not quantised to
+    `bits`; 0 bits mean that none is."""
 
     name: Literal["fp32", "fp16", "bf16", "int8", "int4"]
-    dtype: torch.dtype
+    computes: Literal["float32", "float16", "bfloat16"]
     bits: int = 0
 
     @property
-    def type_name(self) -> Any:
-        """The dtype as a record spells it."""
-        return str(self.dtype).removeprefix("torch.")
+    def dtype(self) -> "torch.dtype":
+        """That type in torch, which whoever proves an export again need not have."""
+        import torch
+
+        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.computes]
 
 
 PRECISIONS: Mapping[str, Precision] = {
     one.name: one
     for one in (
-        Precision(name="fp32", dtype=torch.float32),
-        Precision(name="fp16", dtype=torch.float16),
-        Precision(name="bf16", dtype=torch.bfloat16),
-        Precision(name="int8", dtype=torch.float16, bits=8),
-        Precision(name="int4", dtype=torch.float16, bits=4),
+        Precision(name="fp32", computes="float32"),
+        Precision(name="fp16", computes="float16"),
+        Precision(name="bf16", computes="bfloat16"),
+        Precision(name="int8", computes="float16", bits=8),
+        Precision(name="int4", computes="float16", bits=4),
     )
 }
 """int8 and int4 are weights alone, of the matrices in the language model's layers: embedding table, head, projector and
 vision tower stay float16, and so does what is computed with them."""
 
 
-def precision_of(name: str) -> Precision:
-    """The precision of that name; ExportError for another."""
+def precision_of(name: str, *, refer: bool = False) -> Precision:
+    """The precision of that name; ExportError for another, and for one that no weight can have in the checkpoint's own
+    file where weights are to stay there (`refer`)."""
     if name not in PRECISIONS:
         raise ExportError(f"--precision {name} is none that export writes; give one of {', '.join(PRECISIONS)}")
+    if refer and PRECISIONS[name].bits:
+        raise ExportError(
+            f"--reference-weights leaves weights in the checkpoint's files as they are, and --precision {name} "
+            "quantises them; leave one of the two out"
+        )
     return PRECISIONS[name]
 
 
@@ -66,13 +73,7 @@ def needed_opset(precision: str, face: str) -> int:
 def bytes_each(name: str) -> float:
     """Bytes of one weight at least, for estimates made before a checkpoint is read."""
     one = PRECISIONS.get(name)
-    return 1.0 if one is None else one.bits / 8 or float(one.dtype.itemsize)
-
-
-def matrices(parts: Parts) -> frozenset[int]:
-    """Addresses of the weights that int8 and int4 quantise: every linear layer of the language model's blocks."""
-    layers = (module for block in parts.text_blocks for module in block.modules() if isinstance(module, nn.Linear))
-    return frozenset(layer.weight.data_ptr() for layer in layers)
+    return 1.0 if one is None else one.bits / 8 or {"float32": 4.0}.get(one.computes, 2.0)
 
 
 def block_of(rows: int, bits: int) -> int | None:

@@ -11,12 +11,14 @@ __all__ = ["CPU", "proving_face", "unshown"]
 CPU = ("CPUExecutionProvider",)
 
 
-def proving_face(artifact: Path, record: ExportRecord, providers: tuple[str, ...] | None = None) -> Face:
-    """The face of an export for comparing numbers, on `providers` unless these are to be found.
+def proving_face(
+    artifact: Path, record: ExportRecord, providers: tuple[str, ...] | None = None, *, exact: bool = True
+) -> Face:
+    """The face of an export for comparing numbers, on `providers` unless these are to be found; `exact` as in `Face`.
 
     ModuleNotFoundError where a bfloat16 export meets a CPU without onnx.
     """
-    face = Face(artifact=artifact, record=record, exact=True)
+    face = Face(artifact=artifact, record=record, exact=exact)
     face = face if providers is None else replace(face, providers=providers)
     if record.dtype != "bfloat16" or face.providers != CPU:
         return face

@@ -18,18 +18,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tokcarve.exporters.precision import Precision, block_of, matrices, needed_opset
+from tokcarve.exporters.precision import Precision, block_of, needed_opset
 from tokcarve.exporters.tensors import address
 from tokcarve.passes.families.blank import Stored
 from tokcarve.passes.graph import Parts
 
-__all__ = ["PART", "SCALE", "Quantiser", "dequantised", "quantised", "round_weights", "unpacked"]
+__all__ = ["PART", "SCALE", "Quantiser", "dequantised", "matrices", "quantised", "round_weights", "unpacked"]
 
 PART, SCALE = ".q", ".scale"
 """Behind the name of a weight: its integers and its scales."""
 
 Ints = NDArray[np.int8]
 Halves = NDArray[np.float16]
+
+
+def matrices(parts: Parts) -> frozenset[int]:
+    """Addresses of the weights that int8 and int4 quantise: every linear layer of the language model's blocks."""
+    layers = (module for block in parts.text_blocks for module in block.modules() if isinstance(module, nn.Linear))
+    return frozenset(layer.weight.data_ptr() for layer in layers)
 
 
 def quantised(weight: Tensor, bits: int) -> tuple[Ints, Halves]:

@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tokcarve.exporters.device.boards import RELEASES, find_target
+from tokcarve.exporters.device.boards import find_target, readers, unread
 from tokcarve.exporters.device.compare import (
     Asked,
     Check,
     Said,
-    check_losses,
     check_numbers,
     check_power,
     read_golden,
-    read_losses,
     uncompared,
 )
 from tokcarve.exporters.device.face import (
@@ -30,6 +28,7 @@ from tokcarve.exporters.device.face import (
     file_record,
     read_export,
 )
+from tokcarve.exporters.device.losses import check_losses, read_losses
 from tokcarve.exporters.device.merging import check_merging
 from tokcarve.exporters.device.photographs import PLACE, QUESTIONS, check_photographs
 from tokcarve.exporters.device.pipeline import Pipeline
@@ -164,8 +163,9 @@ def _tensorrt(graphs: list[Path], record: ExportRecord, left: list[str], build: 
             f"TensorRT: {error.name}, which its rules need, is not installed (pip install 'tokcarve[compress]')"
         )
         return
-    releases = find_target(record.target).names if record.target is not None else tuple(RELEASES)
+    releases = find_target(record.target).names if record.target is not None else readers(record.opset)
     yield from (check_lint(graph, releases) for graph in graphs)
+    left += unread(record.opset) if record.target is None else []
     left.append(f"no TensorRT engine was {'built or ' * (not record.engines)}run")
     if not build:
         left.append("TensorRT: no parse, no build (verify --trt does them)")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tokcarve.exporters.device.face import ROUTER, graph_file
 from tokcarve.exporters.golden import NEW_TOKENS, Golden, make_samples, reference
 from tokcarve.exporters.modules import FaceGraph, Shapes, face_graphs, shapes
-from tokcarve.exporters.precision import PRECISIONS, Precision, matrices
-from tokcarve.exporters.quantise import round_weights
+from tokcarve.exporters.precision import PRECISIONS, Precision
+from tokcarve.exporters.quantise import matrices, round_weights
 from tokcarve.passes.families import capture
 from tokcarve.passes.families.blank import Stored, blank_model
 from tokcarve.passes.families.load import read_model
@@ -119,6 +119,11 @@ class Reading:
     model: nn.Module
     rounded: nn.Module | None
     router: Router | None
+
+    def unrounded(self) -> nn.Module:
+        """The model in float32 with the checkpoint's own weights; read again where these are quantised."""
+        path = self.source.artifact.open_base().path
+        return read_model(path) if self.source.precision.bits else self.model
 
     def golden(self, side: Carved) -> Golden:
         """Samples for one budget, and what torch makes of them there and in the whole model."""

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokcarve.exporters.build_script import SCRIPT, build_script
-from tokcarve.exporters.device.boards import RELEASES, Target
+from tokcarve.exporters.device.boards import Target, readers, unread
 from tokcarve.exporters.device.face import EngineRecord
 from tokcarve.exporters.faces.kind import Proof
+from tokcarve.exporters.onnx import OPSET
 from tokcarve.exporters.tensorrt import TrtReport, build_engine, check_with_rtx, gpu_for
 from tokcarve.exporters.trt_checks import built, check_lint
 
@@ -16,22 +17,26 @@ __all__ = ["prove_trt"]
 _ENGINES = "engines"
 
 
-def prove_trt(folder: Path, weight_bytes: Mapping[str, int], place: Path, target: Target | None = None) -> Proof:
+def prove_trt(
+    folder: Path, weight_bytes: Mapping[str, int], place: Path, target: Target | None = None, opset: int = OPSET
+) -> Proof:
     """Check graphs in `folder`, then build engines or write the script into the directory `place`, which is made.
 
     `weight_bytes` {graph file name: bytes of its weights}. Engines are built for `target` where it is TensorRT for RTX,
-    which needs no GPU, and else for the GPU of this machine where that is the target. ExportError when TensorRT is here
-    and refuses a graph.
+    which needs no GPU, and else for the GPU of this machine where that is the target. Without one, the lint is for
+    every release that reads the `opset` that the graphs are in. ExportError when TensorRT is here and refuses a graph.
     """
     graphs = [folder / name for name in weight_bytes]
     (place / _ENGINES).mkdir(parents=True)
-    releases = target.names if target is not None else tuple(RELEASES)
+    releases = target.names if target is not None else readers(opset)
     ahead = target is not None and target.ahead
     lint = [check_lint(graph, releases) for graph in graphs]
     reports = [check_with_rtx(graph, _engine(place, graph) if ahead else None) for graph in graphs]
     checks = lint + [built(report) for report in reports if report.ran]
     asked = [report for report in reports if report.ran]
-    left = ["the lint follows TensorRT's documents; none of TensorRT 10.3, 10.13, 10.16 and 11 was run"]
+    unrun = [name for name in releases if not name.startswith("rtx-")]
+    left = [f"the lint follows TensorRT's documents; TensorRT {', '.join(unrun)} was not run"] if unrun else []
+    left += unread(opset) if target is None else []
     if not asked:
         left.append(f"no graph was parsed or built: {reports[0].problems[0]}")
     checker = f"{asked[0].tool} parsed and built every graph on the CPU as a check" if asked else reports[0].problems[0]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokcarve.exporters.device import compare
+from tokcarve.exporters.device import compare, losses
 from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.session import Graph
@@ -123,11 +123,11 @@ def check_power(golden: Golden, dtype: str = "float32") -> Check:
 
 
 def check_router(graph: Graph, router: Router, samples: Sequence[Question], dtype: str = "float32") -> Check:
-    """The losses that ONNX Runtime predicts of the samples against torch, as `compare.check_losses` has it."""
+    """The losses that ONNX Runtime predicts of the samples against torch, as `losses.check_losses` has it."""
     pixels = torch.cat([sample.pixel_values for sample in samples])
     with torch.no_grad():
         expected = torch.cat([router(one[None]) for one in pixels])
-    return compare.check_losses(graph, pixels.numpy(), expected.numpy(), dtype)
+    return losses.check_losses(graph, pixels.numpy(), expected.numpy(), dtype)
 
 
 def require(checks: Sequence[Check]) -> None:

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 
 from tokcarve.passes.errors import ExportError
 
-__all__ = ["BOARDS", "RELEASES", "Board", "Release", "Target", "find_target", "opset_refused", "precision_refused"]
+__all__ = [
+    "BOARDS",
+    "RELEASES",
+    "Board",
+    "Release",
+    "Target",
+    "find_target",
+    "opset_refused",
+    "precision_refused",
+    "readers",
+    "unread",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,3 +226,14 @@ def opset_refused(releases: Iterable[Release], opset: int, by_precision: str | N
                 "--target whose TensorRT is newer (orin@10.16, thor)"
             )
     return None
+
+
+def readers(opset: int) -> tuple[str, ...]:
+    """The releases, by name, that read graphs of an ONNX opset."""
+    return tuple(name for name, one in RELEASES.items() if one.opset is None or opset <= one.opset)
+
+
+def unread(opset: int) -> list[str]:
+    """A sentence on the releases that do not, where there are any."""
+    left = [str(one) for name, one in RELEASES.items() if name not in readers(opset)]
+    return [f"{', '.join(left)} cannot read these graphs, which are in opset {opset}"] if left else []

@@ -8,27 +8,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokcarve.exporters.device.pipeline import Pipeline, greedy
-from tokcarve.exporters.device.session import Graph, as_floats
+from tokcarve.exporters.device.pipeline import Pipeline
+from tokcarve.exporters.device.playing import Asked, play
+from tokcarve.exporters.device.session import as_floats
 from tokcarve.passes.errors import ArtifactError
 
 __all__ = [
     "TOLERANCES",
     "Asked",
     "Check",
+    "Floats",
     "Said",
-    "check_losses",
     "check_numbers",
     "check_power",
     "check_said",
     "close",
     "read_golden",
-    "read_losses",
     "same_tokens",
     "uncompared",
 ]
 
-TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference from torch in float32, as a share of the largest value compared (but of at least 1), by the dtype
 that graphs compute in; quantised weights have none of their own, for torch is given what they are read as."""
 
@@ -44,16 +44,6 @@ class Check:
     detail: str
     value: float | None = None
     tolerance: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One sample: pixels [1, 3, height, width], ids of the words before and behind the image, state [1, n] by name."""
-
-    pixels: Floats
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    state: Mapping[str, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,26 +170,11 @@ def uncompared(checks: Sequence[Check], side: str) -> tuple[str, ...]:
 
 
 def _answer(pipeline: Pipeline, samples: Sequence[Asked], new: int, given: Sequence[str]) -> list[Said]:
-    """One exported batch through all four graphs; every sample keeps generating past a stop token."""
-    record = pipeline.record
-    geometry, tokens = record.geometry, pipeline.side.tokens
-    prompts = [[*one.before, *[geometry.image_token_id] * tokens, *one.after] for one in samples]
-    ids = np.full((len(samples), record.max_text + tokens), geometry.pad_token_id, np.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    lengths = np.array([len(prompt) for prompt in prompts], np.int64)
-    seen = pipeline.vision(np.concatenate([sample.pixels for sample in samples]), ids, lengths)
-    state = {name: np.concatenate([s.state[name] for s in samples]) for name in samples[0].state}
-    embedded = pipeline.embed(ids, seen)
-    first = pipeline.prefill({**embedded, **state}, lengths)
-    cache, latest = pipeline.cache(first), greedy(first["logits"])
-    said, made = [latest], [first]
-    for step in range(new - 1):
-        made.append(pipeline.step(latest, lengths, step, cache))
-        latest = greedy(made[-1]["logits"])
-        said.append(latest)
-    told = {name: np.stack([one[name] for one in made], axis=1) for name in given}
-    columns, kept = np.concatenate(said, axis=1), pipeline.kept(seen, first)
+    """What the graphs make of one exported batch."""
+    played = play(pipeline, samples, new)
+    seen, first, columns = played.seen, played.steps[0], played.tokens
+    told = {name: np.stack([one[name] for one in played.steps], axis=1) for name in given}
+    kept = pipeline.kept(seen, first)
     logits, features = first["logits"], as_floats(seen["image_features"])
     return [
         Said(
@@ -208,7 +183,7 @@ def _answer(pipeline: Pipeline, samples: Sequence[Asked], new: int, given: Seque
             logits=logits[i, 0],
             tokens=columns[i],
             given={name: one[i] for name, one in told.items()},
-            placed=_placed(seen["visual_position_ids"][i], embedded["position_ids"][i], len(samples[i].before)),
+            placed=_placed(seen["visual_position_ids"][i], played.embedded["position_ids"][i], len(samples[i].before)),
         )
         for i in range(len(samples))
     ]
@@ -217,24 +192,6 @@ def _answer(pipeline: Pipeline, samples: Sequence[Asked], new: int, given: Seque
 def _placed(visual: NDArray[np.int64], positions: NDArray[np.int64], start: int) -> bool:
     """Whether `visual` [tokens], counted from the image's first position, is what `positions` [rows] has there."""
     return bool(np.array_equal(start + visual, positions[start : start + len(visual)]))
-
-
-def read_losses(path: Path) -> tuple[Floats, Floats]:
-    """The pixels [samples, 3, height, width] of a golden file and the losses [samples, budgets] that torch's router
-    predicts of them; ArtifactError where there are none."""
-    with np.load(path, allow_pickle=False) as stored:
-        if "losses" not in stored:
-            raise ArtifactError(f"{path} holds no losses; export again with `tokcarve export`")
-        return stored["pixel_values"], stored["losses"]
-
-
-def check_losses(graph: Graph, pixels: Floats, expected: Floats, dtype: str = "float32") -> Check:
-    """What the graph of a router predicts of pixels [samples, 3, height, width] against `expected` [samples, budgets];
-    the number of samples is a multiple of the exported batch."""
-    batch = graph.shapes["pixel_values"][0]
-    starts = range(0, len(pixels), batch)
-    found = [graph.run({"pixel_values": pixels[start : start + batch]})["losses"] for start in starts]
-    return close("router: predicted losses", [(np.concatenate(found), expected)], dtype)
 
 
 def close(name: str, pairs: Sequence[tuple[Floats, Floats]], dtype: str) -> Check:

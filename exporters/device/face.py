@@ -29,6 +29,8 @@ __all__ = [
     "EngineRecord",
     "ExportRecord",
     "FaceFile",
+    "Quality",
+    "QualityRow",
     "Side",
     "StoredTensor",
     "check_files",
@@ -81,6 +83,23 @@ class BudgetSide(Side):
     budget: int
 
 
+class QualityRow(_Closed):
+    """One model beside the whole one in float32: the share of its answers' tokens that it would have said too, and the
+    mean divergence from its distribution, in nats."""
+
+    graphs: str
+    agreement: float
+    kl: float
+
+
+class Quality(_Closed):
+    """What pruning and precision do to answers, on the golden samples: `tokens` of all answers were compared."""
+
+    samples: int
+    tokens: int
+    rows: tuple[QualityRow, ...]
+
+
 class EngineRecord(_Closed):
     """An engine that was built here: of which graph, into which of `files`, by what, in how many seconds, and the most
     MiB of memory that its builder had. loaded: whether it was read back; None where no GPU driver was there to ask."""
@@ -126,6 +145,7 @@ class ExportRecord(_Closed):
     target: str | None = None
     engines: tuple[EngineRecord, ...] = ()
     precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp32"
+    quality: Quality | None = None
     digest: str = ""
 
     @property

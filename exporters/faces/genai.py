@@ -16,7 +16,7 @@ from tokcarve.exporters.faces.genai_files import START, marks, write_genai_files
 from tokcarve.exporters.faces.genai_golden import write_photographs
 from tokcarve.exporters.faces.genai_tokenizer import read_otherwise
 from tokcarve.exporters.faces.kind import FaceKind, Proof, Request, Work
-from tokcarve.exporters.marked import marked_embedding, marked_text, marked_vision
+from tokcarve.exporters.marked import VOID, marked_embedding, marked_text, marked_vision
 from tokcarve.exporters.modules import FaceGraph
 from tokcarve.exporters.prepare import Prepare, unpreparable
 from tokcarve.exporters.source import Source
@@ -72,7 +72,7 @@ class Genai(FaceKind):
     def pieces(self, source: Source) -> Iterator[tuple[str, FaceGraph]]:
         """Vision from raw pixels, the merge of text and image, and the language model."""
         one, place = source.largest, source.artifact.processor
-        geometry, wide = one.graphs.geometry, columns(one.graphs)
+        geometry, wide = one.graphs.geometry, columns(one.graphs, void=VOID)
         marked = marks(load_prompter(place, geometry.image_token_id), geometry)
         image = tuple(dict.fromkeys((geometry.image_token_id, marked.image)))
         yield VISION, marked_vision(one.graphs, wide, Prepare(load_image_processor(place)))
@@ -84,7 +84,7 @@ class Genai(FaceKind):
         one, place = work.source.largest, work.source.artifact.processor
         geometry = work.draft.geometry
         prompter = load_prompter(place, geometry.image_token_id)
-        wide = columns(one.graphs).width
+        wide = columns(one.graphs, void=VOID).width
         write_genai_files(work.onnx, place, prompter, geometry, tokens=one.sizes.tokens, width=wide)
         write_photographs(work, prompter)
 

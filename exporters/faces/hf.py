@@ -1,20 +1,23 @@
 """The face for Hugging Face runtimes: the graphs that transformers.js looks for, and the processor's files beside them.
 
 The stock processor, of transformers or of transformers.js, writes as many image tokens as are left; whoever runs the
-graphs puts visual token j where the j-th of them stands. So tokens must be dropped before the language model, and be
-numbered one by one.
+graphs puts visual token j where the j-th of them stands, and numbers all rows one by one. What is dropped in the
+language model leaves zeros in the cache, for its runtimes have one length for all layers: computing is saved, memory is
+not.
 """
 
 from collections.abc import Iterator
 from typing import ClassVar
 
 from tokcarve.exporters import verify
+from tokcarve.exporters.columns import columned_vision, columns
 from tokcarve.exporters.device.compare import Check
 from tokcarve.exporters.device.merging import EMBEDDING, TEXT, VISION, check_merging
 from tokcarve.exporters.faces.hf_files import write_hf_files
 from tokcarve.exporters.faces.kind import FaceKind, Proof, Request, Work
 from tokcarve.exporters.golden import asked, said
 from tokcarve.exporters.growing import growing_text, token_embedding
+from tokcarve.exporters.marked import marked_text
 from tokcarve.exporters.modules import FaceGraph, face_graphs
 from tokcarve.exporters.source import Source
 from tokcarve.exporters.stock_processor import check_processor
@@ -50,20 +53,33 @@ class Hf(FaceKind):
                 f"face hf: its runtimes show the question to the language model alone, and {manifest.method.name} "
                 "chooses by it before; use ort or trt"
             )
-        inside = [stage.site for stage in manifest.schedule if stage.site.startswith("language")]
-        if inside or graphs.asks or graphs.gives:
+        if graphs.asks or graphs.gives:
             return (
-                f"face hf: its runtimes keep one cache length for all layers, and {manifest.method.name} works in the "
-                "language model; use ort or trt"
+                f"face hf: its runtimes keep no state between images, and {manifest.method.name} takes or gives "
+                f"{', '.join((*graphs.asks, *graphs.gives))}; use ort or trt"
+            )
+        if graphs.language_inputs and source.largest.sizes.batch > 1:
+            return (
+                f"face hf: its runtimes pad the prompts of a batch, and {manifest.method.name} drops tokens in the "
+                "language model, where these graphs know no padding; use --batch 1, or ort"
             )
         return None
 
     def pieces(self, source: Source) -> Iterator[tuple[str, FaceGraph]]:
-        """pixel_values -> image_features; input_ids -> inputs_embeds; the language model with a growing cache."""
+        """pixel_values -> image_features; input_ids -> inputs_embeds; the language model with a growing cache.
+
+        A method in the language model has to know where the image is: rows carry columns that say so.
+        """
         one, batch = source.largest, source.largest.sizes.batch
-        yield VISION, face_graphs(one.graphs, one.sizes)["vision"]
-        yield EMBEDDING, token_embedding(one.graphs, batch)
-        yield TEXT, growing_text(one.graphs, batch)
+        if not one.graphs.language_inputs:
+            yield VISION, face_graphs(one.graphs, one.sizes)["vision"]
+            yield EMBEDDING, token_embedding(one.graphs, batch)
+            yield TEXT, growing_text(one.graphs, batch)
+            return
+        wide = columns(one.graphs, void=0)
+        yield VISION, columned_vision(one.graphs, one.sizes, wide)
+        yield EMBEDDING, token_embedding(one.graphs, batch, more=wide.width - wide.hidden)
+        yield TEXT, marked_text(one.graphs, wide, one.sizes)
 
     def complete(self, work: Work) -> None:
         """Configuration and processor, beside the folder of graphs."""

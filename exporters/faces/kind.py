@@ -12,6 +12,7 @@ from tokcarve.exporters.golden import Golden
 from tokcarve.exporters.graph_file import GraphFile
 from tokcarve.exporters.modules import FaceGraph
 from tokcarve.exporters.onnx import OPSET
+from tokcarve.exporters.quality import Heard
 from tokcarve.exporters.source import Carved, Source
 from tokcarve.passes.router import Router
 from tokcarve.recipes.artifact import Artifact
@@ -45,7 +46,8 @@ class Work:
 
     `draft` is its record before anything was checked; `goldens` has the samples of each side with what torch makes of
     them, and is empty where this machine cannot run the model; `router` is that of a set with all of its weights, and
-    `predicted` the size of the weight file in bytes, as it was before it was written.
+    `predicted` the size of the weight file in bytes, as it was before it was written; `heard` are the same samples
+    answered with the checkpoint's own weights.
     """
 
     root: Path
@@ -56,6 +58,7 @@ class Work:
     goldens: tuple[tuple[Carved, Golden], ...]
     router: Router | None
     predicted: int
+    heard: Heard | None
 
     @property
     def directory(self) -> Path:

@@ -64,7 +64,7 @@ class Trt(Ort):
         proof = Proof() if Ort.name in work.request.faces else super().prove(work)
         weights = {graph.name: graph.weight_bytes for graph in self.graphs(work)}
         target = find_target(work.request.target) if work.request.target is not None else None
-        found = prove_trt(work.onnx, weights, work.directory / self.name, target)
+        found = prove_trt(work.onnx, weights, work.directory / self.name, target, work.draft.opset)
         checks, left = proof.checks + found.checks, proof.not_checked + found.not_checked
         if found.engines and not (target is not None and target.ahead):
             engines = EngineFace(artifact=work.root, record=work.draft, trt=importlib.import_module("tensorrt"))

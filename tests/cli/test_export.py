@@ -37,6 +37,7 @@ def test_json_has_the_documented_shape(answer: dict[str, Any]) -> None:
     assert [list(graph) for graph in answer["graphs"]] == [keys] * 8
     assert list(answer["trt"]) == ["said", "engines", "script"]
     assert all(check["passed"] for check in answer["record"]["checks"])
+    assert (answer["record"]["target"], answer["record"]["opset"], answer["record"]["engines"]) == (None, 18, [])
 
 
 def test_what_happened_with_tensorrt_is_said(answer: dict[str, Any], artifact: Path) -> None:
@@ -65,6 +66,26 @@ def test_sizes_that_cannot_be_exit_with_2(
     done = export(artifact, "--force", *arguments)
     assert done.exit_code == 2
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--target", "orin"), "add --trt"),
+        (("--trt", "--target", "l4"), "no board 'l4'"),
+        (("--trt", "--target", "orin@jp6+11"), "no JetPack 6 with TensorRT 11"),
+        (("--trt", "--opset", 21), "--opset 21"),
+        (("--opset", 24), "--opset 24"),
+    ],
+)
+def test_what_tensorrt_cannot_be_exits_with_2(
+    arguments: tuple[object, ...], words: str, answer: dict[str, Any], artifact: Path
+) -> None:
+    done = export(artifact, "--force", *arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert (artifact / EXPORT).exists()
 
 
 def test_a_directory_that_is_no_artifact_exits_with_2(tmp_path: Path) -> None:

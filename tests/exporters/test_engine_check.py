@@ -111,8 +111,8 @@ def test_engines_that_compute_something_else_do_not(built: Path, result: ExportR
 def test_engines_of_the_other_side_do_not(built: Path, result: ExportResult) -> None:
     face = EngineFace(artifact=built, record=result.record, trt=module(), device="cpu")
     samples, _, whole = read_golden(built / EXPORT / "golden.npz", result.record.geometry.image_token_id)
-    with pytest.raises(ValueError):
-        check_numbers(Pipeline(face, baseline=False), samples, whole, side="engines")
+    failed = [one for one in check_numbers(Pipeline(face, baseline=False), samples, whole, side="s") if not one.passed]
+    assert {"s: kept indices", "s: image features", "s: logits"} <= {one.name for one in failed}
 
 
 def test_an_engine_that_does_not_run_or_read_is_said(built: Path, result: ExportResult) -> None:

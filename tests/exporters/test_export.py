@@ -23,6 +23,7 @@ from tokcarve.exporters.faces.static import Ort
 from tokcarve.exporters.modules import FaceGraph
 from tokcarve.exporters.recheck import recheck
 from tokcarve.exporters.source import Source
+from tokcarve.exporters.writing import Written
 from tokcarve.passes.errors import ArtifactError, CheckError, ExportError
 from tokcarve.recipes.artifact import Artifact, read_artifact
 
@@ -130,7 +131,13 @@ def test_an_existing_export_is_left_alone(artifact: Path) -> None:
 def test_a_check_that_fails_leaves_the_old_export(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in (artifact / EXPORT).rglob("*")}
     bad = Check(name="weights", passed=False, detail="they differ")
-    monkeypatch.setattr(exporting, "_write_graphs", lambda *args: ((), {}, FaceFile(bytes=0, sha256="")))
+    nothing = Written(graphs=(), tensors={}, weights=FaceFile(bytes=0, sha256=""), predicted=0)
+
+    def write_nothing(source: object, request: object, pieces: object, folder: Path, tell: object) -> Written:
+        (folder / "weights.data").touch()
+        return nothing
+
+    monkeypatch.setattr(exporting, "write_graphs", write_nothing)
     monkeypatch.setattr(proving.verify, "check_weights", lambda *args: bad)
     with pytest.raises(CheckError, match="they differ"):
         make_export(artifact, force=True)

@@ -120,8 +120,7 @@ def test_a_processor_that_cannot_count_stops_the_export(tmp_path: Path) -> None:
     ("method", "settings", "words"),
     [
         ("vtc_cls", {"positions": "original"}, "--positions renumbered"),
-        ("sparsevlm", {}, "works in the language model"),
-        ("fastv", {}, "works in the language model"),
+        ("vla_pruner", {}, "no state between images"),
         ("cdpruner", {}, "chooses by it before"),
     ],
 )
@@ -147,3 +146,18 @@ def test_the_documented_python_answers_as_torch_does(tmp_path: Path, capsys: pyt
     done = CliRunner().invoke(app, ["run", str(artifact), *map(str, words)])
     assert done.exit_code == 0, done.stderr
     assert printed.strip() == json.loads(done.stdout)["answer"].strip() != ""
+
+
+@pytest.mark.parametrize("method", ["pyramiddrop", "sparsevlm"])
+def test_methods_in_the_language_model_are_carried(tmp_path: Path, method: str) -> None:
+    artifact = make_artifact(tmp_path, method, text_layers=4)
+    checks = {check.name: check for check in make_export(artifact, faces=("hf",)).record.checks}
+    assert {"power", "hf: image features", "hf: logits", "hf: greedy tokens", "hf: stock processor"} <= {*checks}
+    hidden = read_export(artifact).geometry.text.hidden
+    ends = {}
+    for name in GRAPHS:
+        graph = onnx.load(artifact / EXPORT / "onnx" / name, load_external_data=False).graph
+        ends[name] = [one.dim_value for one in graph.output[0].type.tensor_type.shape.dim]
+    assert ends["vision_encoder.onnx"][-1] == ends["embed_tokens.onnx"][-1] > hidden
+    with pytest.raises(ExportError, match="face hf: its runtimes pad .* use --batch 1"):
+        make_export(artifact, faces=("hf",), batch=2, force=True)

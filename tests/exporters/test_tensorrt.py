@@ -10,6 +10,7 @@ from onnx.parser import parse_model
 
 from tokcarve.exporters import tensorrt
 from tokcarve.exporters.build_script import SCRIPT
+from tokcarve.exporters.device.boards import find_target
 from tokcarve.exporters.tensorrt import build_engine, check_with_rtx, gpu_for
 from tokcarve.exporters.trt import prove_trt
 from tokcarve.passes.errors import ExportError
@@ -140,6 +141,27 @@ def test_an_engine_that_was_refused_is_not_left(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ExportError, match="K is too large"):
         build_engine(tmp_path / "any.onnx", tmp_path / "any.engine", tmp_path / "timing.cache")
     assert not (tmp_path / "any.engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "capability", "version", "here"),
+    [
+        (None, (9, 0), "11.4.0.106", True),
+        ("orin", (8, 7), "10.3.0", True),
+        ("orin", (8, 7), "11.4.0.106", True),
+        ("orin@10.3", (8, 7), "10.16.1", False),
+        ("orin", (9, 0), "10.3.0", False),
+        ("thor", (11, 0), "10.3.0", False),
+    ],
+)
+def test_engines_are_built_for_the_gpu_that_is_meant(
+    target: str | None, capability: tuple[int, int], version: str, here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(tensorrt.importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    assert gpu_for(find_target(target) if target is not None else None) == here
 
 
 def test_without_tensorrt_a_script_is_written_and_said(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def failed(checks: dict[str, Check]) -> set[str]:
 @pytest.mark.parametrize("baseline", [False, True])
 def test_a_true_export_passes(world: World, baseline: bool) -> None:
     checks = numbers(world, baseline=baseline)
-    assert len(checks) == 4
+    assert len(checks) == 5
     assert failed(checks) == set()
     assert all(check.tolerance == 1e-4 for check in checks.values() if check.value is not None)
 

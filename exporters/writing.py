@@ -1,0 +1,107 @@
+"""The graphs of an export and the one weight file that they share, on their way to the disk."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from tokcarve.exporters.device.face import WEIGHTS, FaceFile, StoredTensor
+from tokcarve.exporters.faces.kind import Request
+from tokcarve.exporters.forked import lower_piece
+from tokcarve.exporters.graph_file import GraphFile, graph_file_of
+from tokcarve.exporters.limits import check_room
+from tokcarve.exporters.modules import FaceGraph
+from tokcarve.exporters.onnx import weight_names
+from tokcarve.exporters.quantise import Quantiser
+from tokcarve.exporters.sizes import header_bytes, predict
+from tokcarve.exporters.source import Source
+from tokcarve.exporters.weights import Placed, WeightFile
+from tokcarve.passes.errors import ExportError
+from tokcarve.passes.families.blank import DTYPES
+
+__all__ = ["Written", "check_headers", "write_graphs"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Graphs, what the weight file holds by name, the file itself, and its size in bytes as it was `predicted` before
+    it was begun."""
+
+    graphs: tuple[GraphFile, ...]
+    tensors: dict[str, StoredTensor]
+    weights: FaceFile
+    predicted: int
+
+
+def check_headers(source: Source, directory: Path, *, refer: bool) -> None:
+    """ExportError where the disk of `directory` cannot hold the weights of a whole checkpoint, by its headers; with
+    `refer` weights may need no room, and which do is known when graphs are."""
+    if not refer:
+        check_room(header_bytes(source.stored, source.matrices, source.precision), directory)
+
+
+def write_graphs(
+    source: Source, request: Request, pieces: Mapping[str, FaceGraph], folder: Path, tell: Progress
+) -> Written:
+    """Writes every piece under its name into `folder`, in an ONNX `opset`.
+
+    Weights go one by one from the checkpoint into one file.
+
+    All graphs are made first, without a weight being read, so that the size of the file is known before it is begun.
+    Raises ExportError for a disk that is too small, what cannot be traced, numbers that the precision cannot hold and,
+    where they are to stay in the checkpoint's files, weights of which none can.
+    """
+    refer = request.reference_weights
+    made = list(_lowered(source, request, pieces, tell))
+    models = [model for _, model, _ in made]
+    predicted = predict(models, source.named, source.stored, source.precision, refer=refer)
+    check_room(predicted, folder)
+    written = []
+    with WeightFile(folder / WEIGHTS, source.stored, refer=refer) as weights:
+        for done, (name, model, seconds) in enumerate(made):
+            tell("writing graphs", done, len(made))
+            started = time.perf_counter()
+            size = weights.save(model, folder / name)
+            written.append(graph_file_of(name, model, size, seconds + time.perf_counter() - started))
+    if refer and not weights.referred:
+        raise _nothing_stays(source)
+    tensors = _stored(weights.placed)
+    return Written(graphs=tuple(written), tensors=tensors, weights=weights.record, predicted=predicted)
+
+
+def _lowered(
+    source: Source, request: Request, pieces: Mapping[str, FaceGraph], tell: Progress
+) -> Iterator[tuple[str, ir.Model, float]]:
+    """Every piece as a graph whose weights were not read yet, and the seconds that it took."""
+    names = weight_names(source.model)
+    table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
+    as_stored = names.values() if request.reference_weights else (table,)
+    quantiser = Quantiser(source.plain.graphs.parts, source.precision, source.stored)
+    for done, (name, piece) in enumerate(pieces.items()):
+        tell("making graphs", done, len(pieces))
+        started = time.perf_counter()
+        model = lower_piece(piece, names=names, as_stored=as_stored, opset=request.opset)
+        quantiser.apply(model)
+        yield name, model, time.perf_counter() - started
+
+
+def _nothing_stays(source: Source) -> ExportError:
+    kinds = {str(DTYPES[one.entry.dtype]).removeprefix("torch.") for one in source.stored.values()}
+    return ExportError(
+        f"--reference-weights: no weight of the checkpoint ({' and '.join(sorted(kinds))}) is what the export reads "
+        f"({source.precision.computes}), so all must be converted; leave the option out, or give the --precision that "
+        "the checkpoint has"
+    )
+
+
+def _stored(placed: Sequence[Placed]) -> dict[str, StoredTensor]:
+    """What lies in the weight file; a constant whose name another one has is named with its place too."""
+    found = dict[str, StoredTensor]()
+    for one in placed:
+        name = one.name if one.name not in found else f"{one.name}@{one.offset}"
+        found[name] = StoredTensor(bytes=one.length, sha256=one.sha256, offset=one.offset)
+    return found
