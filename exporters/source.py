@@ -62,6 +62,11 @@ class Source:
         return sum(weight.numel() for weight in self.model.parameters())
 
     @property
+    def sampled(self) -> int:
+        """How many samples are worth their time; a whole batch is run in any case."""
+        return _SAMPLES if self.weights < _LARGE else 1
+
+    @property
     def named(self) -> dict[str, Tensor]:
         """The model's own tensors, as the checkpoint calls them."""
         return dict((*self.model.named_parameters(), *self.model.named_buffers()))
@@ -130,7 +135,7 @@ class Reading:
         artifact, batch, sizes = self.source.artifact, side.sizes.batch, side.sizes
         carved, plain = carve(self.model, artifact, side.budget).graphs, whole(self.model, artifact)
         rounded = None if self.rounded is None else carve(self.rounded, artifact, side.budget).graphs
-        count = batch * (max(1, _SAMPLES // batch) if self.source.weights < _LARGE else 1)
+        count = batch * max(1, self.source.sampled // batch)
         samples, skipped = make_samples(carved, rounded, count=count, max_text=sizes.prompt - sizes.tokens)
         new = min(NEW_TOKENS, sizes.max_new)
         return Golden(
