@@ -67,14 +67,20 @@ def marked_vision(graphs: TokenGraphs, wide: Columns, prepare: nn.Module) -> Fac
 
 
 class _Embedding(nn.Module):
-    """Ids [1, rows] and visual rows -> embeddings, void rows first, then all others in their order."""
+    """Ids [1, rows] and visual rows -> embeddings, void rows first, then all others in their order.
+
+    Where there are no visual rows, what would stand for an image is a token as any other: a model may have said it.
+    """
 
     def __init__(self, graphs: TokenGraphs, wide: Columns, image: tuple[int, ...], void: tuple[int, ...]) -> None:
         super().__init__()
-        self.tokens, self.wide, self.image, self.void = graphs.parts.embed_tokens, wide, image, void
+        self.tokens, self.vocab = graphs.parts.embed_tokens, graphs.geometry.text.vocab
+        self.wide, self.image, self.void = wide, image, void
 
     def forward(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
-        image, void = (_among(input_ids, ids) for ids in (self.image, self.void))
+        seen = torch.ones_like(image_features[:, 0]).sum() > 0
+        image = _among(input_ids, self.image) & seen
+        void = (_among(input_ids, self.void) & seen) | ((input_ids >= self.vocab) & ~image)
         text = self.tokens(torch.where(image | void, 0, input_ids))
         mark = torch.where(void, -1.0, 0.0).unsqueeze(2)
         rest = torch.zeros_like(text[:, :, :1]).expand(-1, -1, self.wide.width - self.wide.hidden - 1)

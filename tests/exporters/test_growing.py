@@ -12,6 +12,8 @@ from models import SIDE, TOTAL, build
 from torch import nn
 
 from tokcarve.exporters import growing
+from tokcarve.exporters.columns import columns
+from tokcarve.exporters.marked import marked_embedding
 from tokcarve.exporters.modules import FaceGraph
 from tokcarve.exporters.onnx import lower, weight_names
 from tokcarve.exporters.wellformed import check_graph
@@ -126,3 +128,24 @@ def test_image_tokens_without_a_visual_token_are_zero() -> None:
     np.testing.assert_array_equal(rows[[1, 3]], features[0])
     np.testing.assert_array_equal(rows[0], rows[2])
     assert not rows[4].any()
+
+
+def test_a_model_may_say_what_stands_for_an_image() -> None:
+    built = build("qwen2", "clip", vision_layers=2, text_layers=2)
+    graphs = families.capture(built)
+    image, vocab = graphs.geometry.image_token_id, graphs.geometry.text.vocab
+    wide = columns(graphs, void=2)
+    piece = marked_embedding(graphs, wide, image=(image, vocab), void=(8, 9))
+    embeds = session(onnx_of(piece, built))
+    features = np.full((2, wide.width), 7, np.float32)
+
+    def rows(ids: list[int], seen: Any) -> Any:
+        return embeds.run(None, {"input_ids": np.array([ids]), "image_features": seen})[0][0]
+
+    table = graphs.parts.embed_tokens.weight.detach().numpy()  # type: ignore[operator]
+    asked = rows([4, 8, image, vocab, 9, 5], features)
+    assert asked[:, wide.hidden].tolist() == [-1, -1, 0, 7, 7, 0]
+    np.testing.assert_array_equal(asked[[2, 5], : wide.hidden], table[[4, 5]])
+    said = rows([4, 8, image, 9], features[:0])
+    np.testing.assert_array_equal(said[:, : wide.hidden], table[[4, 8, image, 9]])
+    assert not said[:, wide.hidden :].any()
