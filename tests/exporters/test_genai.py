@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,33 +31,31 @@ GRAPHS = {"genai.vision.onnx", "genai.embedding.onnx", "genai.text.onnx"}
 OURS = {"genai: logits", "genai: greedy tokens", "genai: power"}
 INSTALLED = stock_genai.version()
 needs_runtime = pytest.mark.skipif(INSTALLED is None, reason="onnxruntime-genai is not installed (tokcarve[genai])")
-# before the language model, with positions as they were; in it, renumbered; and both, with what vision hands over
-CASES: dict[str, dict[str, Any]] = {
-    "vtc_cls": {"positions": "original"},
-    "pyramiddrop": {},
-    "visiondrop": {},
-}
+# before the language model, with positions as they were; and in it too, by what vision hands over
+CASES: dict[str, dict[str, Any]] = {"vtc_cls": {"positions": "original"}, "vflowopt": {"params": {"cell": 4.0}}}
 
 
-@pytest.fixture(scope="module", params=CASES)
-def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
-    """A random model, exported; do not write to it."""
-    artifact = make_artifact(
-        tmp_path_factory.mktemp("genai"), request.param, text_layers=4, words=True, **CASES[request.param]
-    )
-    return make_export(artifact, faces=("genai",))
+def exported(directory: Path, method: str, **settings: Any) -> ExportResult:
+    return make_export(make_artifact(directory, method, text_layers=4, words=True, **settings), faces=("genai",))
 
 
 @pytest.fixture(scope="module")
-def fastv(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
-    """A random model with FastV, exported; do not write to it."""
-    artifact = make_artifact(tmp_path_factory.mktemp("fastv"), "fastv", text_layers=4, words=True)
-    return make_export(artifact, faces=("genai",))
+def inside(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+    """A random model with PyramidDrop in its language model; do not write to it."""
+    return exported(tmp_path_factory.mktemp("inside"), "pyramiddrop")
+
+
+@pytest.fixture(scope="module", params=["pyramiddrop", *CASES])
+def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, inside: ExportResult) -> Any:
+    """A random model, exported; do not write to it."""
+    if request.param not in CASES:
+        return inside
+    return exported(tmp_path_factory.mktemp("genai"), request.param, **CASES[request.param])
 
 
 @pytest.fixture
-def copied(fastv: ExportResult, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(fastv.directory.parent, tmp_path / "copy"))
+def copied(inside: ExportResult, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(inside.directory.parent, tmp_path / "copy"))
 
 
 def reseal(artifact: Path) -> None:
@@ -83,18 +82,18 @@ def test_the_stock_runtime_answered(result: ExportResult) -> None:
     assert not any("was not tried" in text and "stock" in text for text in result.record.not_checked)
 
 
-def test_where_it_is_not_installed_that_is_said(fastv: ExportResult, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_is_not_installed_that_is_said(inside: ExportResult, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photographs, "version", lambda: None)
-    report = recheck(fastv.directory.parent)
+    report = recheck(inside.directory.parent)
     assert not report.failed and OURS <= {check.name for check in report.checks}
     assert not any(check.name.startswith("onnxruntime-genai") for check in report.checks)
     assert any("tokcarve[genai]" in text for text in report.not_checked)
 
 
-def test_a_prompt_without_an_image_is_not_pruned(fastv: ExportResult) -> None:
+def test_a_prompt_without_an_image_is_not_pruned(inside: ExportResult) -> None:
     """However long: longer than a prompt with the image is."""
-    artifact = fastv.directory.parent
-    runs, plain = Growing(fastv.directory / FOLDER), load(artifact).base.model.language_model
+    artifact = inside.directory.parent
+    runs, plain = Growing(inside.directory / FOLDER), load(artifact).base.model.language_model
     head = load(artifact).graphs.parts.head
     for length in (5, 200):
         ids = np.random.default_rng(length).integers(3, 250, length).tolist()
@@ -104,9 +103,9 @@ def test_a_prompt_without_an_image_is_not_pruned(fastv: ExportResult) -> None:
         np.testing.assert_allclose(said.logits, expected.numpy(), atol=1e-4)
 
 
-def test_another_picture_is_another_answer(fastv: ExportResult) -> None:
-    runs = Growing(fastv.directory / FOLDER)
-    first, second = (runs.see(Image.open(fastv.directory / "genai" / f"{i}.png")) for i in (0, 1))
+def test_another_picture_is_another_answer(inside: ExportResult) -> None:
+    runs = Growing(inside.directory / FOLDER)
+    first, second = (runs.see(Image.open(inside.directory / "genai" / f"{i}.png")) for i in (0, 1))
     assert first.shape == second.shape and np.abs(first - second).max() > 1e-2
 
 
@@ -203,12 +202,12 @@ def test_a_tokenizer_that_the_runtime_reads_otherwise_is_refused(tmp_path: Path)
 
 @needs_runtime
 def test_the_documented_python_answers_as_torch_does(
-    fastv: ExportResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    inside: ExportResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "genai.md").read_text(), re.DOTALL)
     assert code is not None
-    scene, artifact = ROOT / "docs" / "scene.png", fastv.directory.parent
-    written = code[1].replace("tiny-flowcut-k64/export/onnx", str(fastv.directory / FOLDER))
+    scene, artifact = ROOT / "docs" / "scene.png", inside.directory.parent
+    written = code[1].replace("tiny-flowcut-k64/export/onnx", str(inside.directory / FOLDER))
     ran = dict[str, Any]()
     exec(compile(written.replace("docs/scene.png", str(scene)), "docs/genai.md", "exec"), ran)
     assert capsys.readouterr().out
@@ -220,6 +219,13 @@ def test_the_documented_python_answers_as_torch_does(
     assert [int(token) for token in ran["answer"]][: len(said)] == said and len(said) > 1
 
 
-def test_its_name_is_the_option(fastv: ExportResult) -> None:
-    assert fastv.record.faces == (Genai.name,)
-    assert read_artifact(fastv.directory.parent).manifest.method.name == "fastv"
+def test_its_name_is_the_option(inside: ExportResult) -> None:
+    assert inside.record.faces == (Genai.name,)
+    assert read_artifact(inside.directory.parent).manifest.method.name == "pyramiddrop"
+
+
+def test_an_artifact_of_several_counts_is_refused() -> None:
+    one = SimpleNamespace(graphs=None)
+    artifact = SimpleNamespace(manifest=SimpleNamespace(method=SimpleNamespace(name="vtc_cls")))
+    source: Any = SimpleNamespace(largest=one, artifact=artifact, router=object())
+    assert "has several; use ort" in str(Genai().cannot(source))
