@@ -118,7 +118,7 @@ def stable(graphs: TokenGraphs, sample: Question, generator: torch.Generator) ->
 
 def _open(graphs: TokenGraphs, rounded: TokenGraphs | None, sample: Question, *, once: bool = False) -> Tensor:
     """bool [total]: patches that `rounded` keeps and `graphs` do not, or the other way round, in any of a few runs,
-    with `once` up to the first that shows one; all of them where the same ones hold something else, merged elsewhere."""
+    with `once` up to the first that shows one; all where the same ones hold something else, merged elsewhere."""
     found = torch.zeros(graphs.geometry.total, dtype=torch.bool)
     if rounded is None:
         return found
