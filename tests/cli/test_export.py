@@ -88,6 +88,36 @@ def test_what_tensorrt_cannot_be_exits_with_2(
     assert (artifact / EXPORT).exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("--precision", "fp8"),
+            "--precision fp8 is none that export writes; give one of fp32, fp16, bf16, int8, int4",
+        ),
+        (("--precision", "int4", "--reference-weights"), "--precision int4 quantises them"),
+        (("--precision", "int4", "--trt", "--target", "orin@10.3"), "--precision int4 is written in opset 21"),
+        (("--precision", "fp16", "--face", "hf"), "face hf is written in fp32 alone"),
+    ],
+)
+def test_precisions_that_cannot_be_exit_with_2(
+    arguments: tuple[object, ...], words: str, answer: dict[str, Any], artifact: Path
+) -> None:
+    done = export(artifact, "--force", *arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert (artifact / EXPORT).exists()
+
+
+def test_json_names_the_precision_and_what_pruning_does(answer: dict[str, Any]) -> None:
+    record = answer["record"]
+    assert (record["precision"], record["dtype"]) == ("fp32", "float32")
+    assert list(record["quality"]) == ["samples", "tokens", "rows"]
+    assert [row["graphs"] for row in record["quality"]["rows"]] == ["fp32", "fp32, pruned"]
+    assert list(record["quality"]["rows"][0]) == ["graphs", "agreement", "kl"]
+
+
 def test_a_directory_that_is_no_artifact_exits_with_2(tmp_path: Path) -> None:
     assert export(tmp_path).exit_code == 2
     assert export(tmp_path / "missing").exit_code == 2
