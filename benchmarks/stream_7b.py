@@ -1,9 +1,10 @@
 """`export` of a 7B-shaped checkpoint of random fp16 weights: seconds beside `cp` of its shards, and peak memory.
 
-    python benchmarks/stream_7b.py [--method fastv] [--place DIR]
+    python benchmarks/stream_7b.py [--method fastv] [--precision fp16] [--place DIR]
 
-Writes up to 42 GB into a temporary directory below DIR. The checkpoint is made shard by shard, copied, carved and
-exported, each in a process of its own; the page cache is as the step before left it.
+Writes up to 42 GB, or 28 GB in another precision than fp32, into a temporary directory below DIR. The checkpoint is
+made shard by shard, copied, carved and exported, each in a process of its own; the page cache is as the step before
+left it.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from sparse_7b import write_checkpoint
+
+from tokcarve.exporters.precision import PRECISIONS
 
 
 def small_numbers(rng: np.random.Generator, size: int) -> bytes:
@@ -35,6 +38,7 @@ def main() -> None:
     """Print one row per step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="fastv")
+    parser.add_argument("--precision", default="fp32", choices=list(PRECISIONS))
     parser.add_argument("--place", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.place) as folder:
@@ -51,12 +55,13 @@ def main() -> None:
         print(f"| cp of the shards | {seconds:.0f} | {total / 1e9:.1f} | {peak:.2f} |", flush=True)
         verbs = {
             "compress": ["compress", str(base), "--method", options.method, "--tokens", "64", "--out", str(out)],
-            "export": ["export", str(out)],
+            "export": ["export", str(out), "--precision", options.precision],
         }
         for verb, words in verbs.items():
             seconds, peak = timed([sys.executable, "-m", "tokcarve.cli", *words])
             written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9
-            print(f"| {verb} | {seconds:.0f} | {written:.1f} | {peak:.2f} |", flush=True)
+            said = f"{verb} in {options.precision}" if verb == "export" else verb
+            print(f"| {said} | {seconds:.0f} | {written:.1f} | {peak:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def _write(
         goldens, router = [], None
     else:
         goldens, router = [(one, reading.golden(one)) for one in source.carved], reading.router
-        heard = hear(source, reading.unrounded(), goldens[0][1].samples)
+        heard = hear(source, reading.unrounded())
     for one, golden in goldens:
         name = "golden.npz" if one is source.largest else f"golden.k{one.budget}.npz"
         predicts = router if one is source.largest else None

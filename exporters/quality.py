@@ -1,6 +1,7 @@
-"""What pruning and precision each do to answers, side by side, on the golden samples: no labels are needed.
+"""What pruning and precision each do to answers, side by side, on made-up samples: no labels are needed.
 
-Every model is made to say what the whole model says in float32, and asked at each token what it would have said.
+Every model is made to say what the whole model says in float32, and asked at each token what it would have said. The
+samples are made as golden ones are, but are the same whatever the precision, so that exports can be compared.
 """
 
 from collections.abc import Sequence
@@ -13,17 +14,20 @@ from tokcarve.exporters.device.face import Quality, QualityRow
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.playing import play
 from tokcarve.exporters.device.session import Face
-from tokcarve.exporters.golden import NEW_TOKENS, asked
+from tokcarve.exporters.golden import NEW_TOKENS, asked, make_samples
 from tokcarve.exporters.source import Source
 from tokcarve.passes.asking import Question, ask
 from tokcarve.recipes.carve import carve, whole
 
 __all__ = ["Heard", "hear", "measure"]
 
+# times as many samples as are compared number by number: shares of few tokens say little
+_TIMES, _SEED = 2, 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """Answers in float32 by torch: what the whole model says of each sample, up to its first stop, and the logits
+    """Answers in float32 by torch: what the whole model says of each sample, past any stop, and the logits
     [tokens, vocab] of every row of it, by the whole and by the carved model."""
 
     samples: tuple[Question, ...]
@@ -32,18 +36,19 @@ class Heard:
     carved: tuple[Tensor, ...]
 
 
-def hear(source: Source, model: nn.Module, samples: Sequence[Question]) -> Heard:
-    """The samples answered by `model`, which has the checkpoint's weights as they are, whole and carved."""
-    sizes, geometry = source.largest.sizes, source.largest.graphs.geometry
+def hear(source: Source, model: nn.Module) -> Heard:
+    """Samples answered by `model`, which has the checkpoint's weights as they are, whole and carved."""
+    sizes, batch = source.largest.sizes, source.largest.sizes.batch
     plain, carved = whole(model, source.artifact), carve(model, source.artifact, source.largest.budget).graphs
+    count, text = batch * max(1, source.sampled * _TIMES // batch), sizes.prompt - sizes.tokens
+    samples, _ = make_samples(carved, count=count, max_text=text, seed=_SEED)
     said, full, pruned = [], [], []
     for sample in samples:
         reply = ask(plain, sample, min(NEW_TOKENS, sizes.max_new))
-        stops = [place for place, token in enumerate(reply.tokens) if token in geometry.eos_token_ids]
-        said.append(tuple(reply.tokens[: min(stops, default=len(reply.tokens)) + 1]))
-        full.append(reply.logits[: len(said[-1])])
-        pruned.append(ask(carved, sample, len(said[-1]), said[-1]).logits)
-    return Heard(samples=tuple(samples), said=tuple(said), full=tuple(full), carved=tuple(pruned))
+        said.append(tuple(reply.tokens))
+        full.append(reply.logits)
+        pruned.append(ask(carved, sample, len(reply.tokens), reply.tokens).logits)
+    return Heard(samples=samples, said=tuple(said), full=tuple(full), carved=tuple(pruned))
 
 
 def measure(heard: Heard, face: Face) -> Quality:
@@ -66,9 +71,8 @@ def _answers(face: Face, heard: Heard, baseline: bool) -> list[Tensor]:
     for start in range(0, len(heard.said), batch):
         some = heard.said[start : start + batch]
         samples = [asked(one) for one in heard.samples[start : start + batch]]
-        made = play(pipeline, samples, max(map(len, some)), some)
-        rows = torch.stack([torch.from_numpy(one["logits"][:, 0]) for one in made.steps], dim=1)
-        found += [row[: len(said)] for row, said in zip(rows, some, strict=True)]
+        made = play(pipeline, samples, len(some[0]), some)
+        found += torch.stack([torch.from_numpy(one["logits"][:, 0]) for one in made.steps], dim=1)
     pipeline.release()
     return found
 

@@ -7,7 +7,7 @@ product when it loads a graph; no runtime needs an operator of its own for it.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokcarve.exporters.precision import Precision, block_of, needed_opset
-from tokcarve.exporters.tensors import address
+from tokcarve.exporters.tensors import SMALL, address
 from tokcarve.passes.families.blank import Stored
-from tokcarve.passes.graph import Parts
 
 __all__ = ["PART", "SCALE", "Quantiser", "dequantised", "matrices", "quantised", "round_weights", "unpacked"]
 
@@ -32,16 +31,19 @@ Ints = NDArray[np.int8]
 Halves = NDArray[np.float16]
 
 
-def matrices(parts: Parts) -> frozenset[int]:
-    """Addresses of the weights that int8 and int4 quantise: every linear layer of the language model's blocks."""
-    layers = (module for block in parts.text_blocks for module in block.modules() if isinstance(module, nn.Linear))
-    return frozenset(layer.weight.data_ptr() for layer in layers)
+def matrices(blocks: Iterable[nn.Module]) -> frozenset[int]:
+    """Addresses of the weights that int8 and int4 quantise: every linear layer of a language model's `blocks`."""
+    return frozenset(layer.weight.data_ptr() for layer in _linear(blocks))
+
+
+def _linear(blocks: Iterable[nn.Module]) -> Iterator[nn.Linear]:
+    return (module for block in blocks for module in block.modules() if isinstance(module, nn.Linear))
 
 
 def quantised(weight: Tensor, bits: int) -> tuple[Ints, Halves]:
     """A matrix [rows, columns] that products sum over by rows -> integers [rows, columns] and scales, float16 [columns]
     in int8 and [blocks, columns] in int4."""
-    whole = weight.float().contiguous().numpy()
+    whole = weight.detach().float().contiguous().numpy()
     block = block_of(len(whole), bits)
     assert block is not None
     return _columns(whole) if bits == 8 else _blocks(whole, block)
@@ -102,23 +104,24 @@ def dequantised(ints: Ints, scale: Halves) -> NDArray[np.float32]:
     return ints.astype(np.float32) * wide
 
 
-def round_weights(parts: Parts, bits: int) -> None:
-    """Gives the matrices of a model in torch, in place, the values that they have once they were quantised."""
-    for block in parts.text_blocks:
-        for layer in block.modules():
-            if isinstance(layer, nn.Linear) and block_of(layer.in_features, bits) is not None:
-                made = dequantised(*quantised(layer.weight.detach().t(), bits))
-                layer.weight.data.copy_(torch.from_numpy(made).t())
+def round_weights(blocks: Iterable[nn.Module], bits: int) -> None:
+    """Gives the matrices of `blocks` in torch, in place, the values that they have once they were quantised."""
+    for layer in _linear(blocks):
+        if block_of(layer.in_features, bits) is not None:
+            made = dequantised(*quantised(layer.weight.t(), bits))
+            layer.weight.data.copy_(torch.from_numpy(made).t())
 
 
 class Quantiser:
     """Puts quantised weights into one graph after the other; a weight is the same tensors in all of them, and is read
     and quantised when these are written."""
 
-    def __init__(self, parts: Parts, precision: Precision, stored: Mapping[int, Stored]) -> None:
-        self.name, self.bits, self.stored, self.matrices = precision.name, precision.bits, stored, matrices(parts)
+    def __init__(self, blocks: Iterable[nn.Module], precision: Precision, stored: Mapping[int, Stored]) -> None:
+        self.name, self.bits, self.stored, self.matrices = precision.name, precision.bits, stored, matrices(blocks)
         self._made: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol]] = {}
         self._latest: tuple[int, tuple[Ints, Halves]] | None = None
+        # what every graph that reads it holds itself
+        self._inside: dict[int, Halves] = {}
 
     def apply(self, model: ir.Model) -> None:
         """Reads every matrix of the language model's layers through a DequantizeLinear, in place; does nothing in a
@@ -162,7 +165,12 @@ class Quantiser:
             if self._latest is None or self._latest[0] != where:
                 origin = self.stored.get(where)
                 self._latest = (where, quantised(tensor.raw if origin is None else origin.view().t(), self.bits))
+                if self._latest[1][1].nbytes < SMALL:
+                    self._inside[where] = self._latest[1][1]
             return self._latest[1]
+
+        def scale() -> Halves:
+            return self._inside[where] if where in self._inside else parts()[1]
 
         rows, columns = (int(size) for size in tensor.shape)
         scales = [columns] if self.bits == 8 else [rows // block, columns]
@@ -171,5 +179,5 @@ class Quantiser:
             ir.LazyTensor(
                 lambda: ir.Tensor(parts()[0].astype(kind.numpy()), dtype=kind), kind, ir.Shape([rows, columns])
             ),
-            ir.LazyTensor(lambda: ir.Tensor(parts()[1], dtype=half), half, ir.Shape(scales)),
+            ir.LazyTensor(lambda: ir.Tensor(scale(), dtype=half), half, ir.Shape(scales)),
         )

@@ -62,6 +62,11 @@ class Source:
         return sum(weight.numel() for weight in self.model.parameters())
 
     @property
+    def sampled(self) -> int:
+        """How many samples are worth their time; a whole batch is run in any case."""
+        return _SAMPLES if self.weights < _LARGE else 1
+
+    @property
     def named(self) -> dict[str, Tensor]:
         """The model's own tensors, as the checkpoint calls them."""
         return dict((*self.model.named_parameters(), *self.model.named_buffers()))
@@ -69,7 +74,7 @@ class Source:
     @property
     def matrices(self) -> frozenset[int]:
         """Addresses of the weights that are quantised; none where the precision quantises none."""
-        return matrices(self.plain.graphs.parts) if self.precision.bits else frozenset()
+        return matrices(self.plain.graphs.parts.text_blocks) if self.precision.bits else frozenset()
 
     def pieces(self) -> Iterator[tuple[str, FaceGraph]]:
         """Every graph of the face with its file name, in order."""
@@ -130,7 +135,7 @@ class Reading:
         artifact, batch, sizes = self.source.artifact, side.sizes.batch, side.sizes
         carved, plain = carve(self.model, artifact, side.budget).graphs, whole(self.model, artifact)
         rounded = None if self.rounded is None else carve(self.rounded, artifact, side.budget).graphs
-        count = batch * (max(1, _SAMPLES // batch) if self.source.weights < _LARGE else 1)
+        count = batch * max(1, self.source.sampled // batch)
         samples, skipped = make_samples(carved, rounded, count=count, max_text=sizes.prompt - sizes.tokens)
         new = min(NEW_TOKENS, sizes.max_new)
         return Golden(
@@ -155,5 +160,5 @@ def read_source(source: Source) -> Reading | str:
         rounded = read_model(path, dtype=precision.dtype)
     for one in (model, rounded):
         if precision.bits and one is not None:
-            round_weights(capture(one).parts, precision.bits)
+            round_weights(capture(one).parts.text_blocks, precision.bits)
     return Reading(source=source, model=model, rounded=rounded, router=router_of(model, source.artifact))

@@ -13,6 +13,8 @@ SMALL = 1024
 def identity(tensor: ir.TensorProtocol) -> tuple[Any, ...]:
     """Equal exactly for tensors that are known to hold the same data without reading more than 1 KiB of it."""
     shape = tuple(tensor.shape.numpy())
+    if isinstance(tensor, ir.LazyTensor):
+        return (tensor.dtype, shape, id(tensor))
     where = address(tensor)
     if where is not None:
         return (tensor.dtype, shape, where, tensor.raw.stride())
@@ -23,6 +25,7 @@ def identity(tensor: ir.TensorProtocol) -> tuple[Any, ...]:
 
 def address(tensor: ir.TensorProtocol) -> int | None:
     """Where the data of a weight lies in memory; None for a tensor that torch does not hold."""
-    raw: Any = getattr(tensor, "raw", None)
+    # what is made when it is asked for is not asked here
+    raw: Any = None if isinstance(tensor, ir.LazyTensor) else getattr(tensor, "raw", None)
     # a tensor without data (on the meta device) lies nowhere
     return (int(raw.data_ptr()) or None) if hasattr(raw, "data_ptr") else None

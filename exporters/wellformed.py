@@ -20,6 +20,9 @@ def check_graph(path: Path, names: Collection[str] = (), opset: int | None = Non
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return Check(name=name, passed=False, detail=" ".join(str(error).split()))
     graph = model.graph
+    lost = [file for file in _outside(graph) if not (path.parent / file).is_file()]
+    if lost:
+        return Check(name=name, passed=False, detail=f"its weights should be in {lost[0]}, which is missing")
     ends = (*graph.input, *graph.output)
     open_ended = [v.name for v in (ends if names else (*ends, *graph.value_info)) if not _is_static(v, names)]
     if open_ended:
@@ -41,6 +44,12 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from _nodes(attribute.g)
+
+
+def _outside(graph: onnx.GraphProto) -> list[str]:
+    """The files of its external weights."""
+    entries = (entry for one in graph.initializer for entry in one.external_data if entry.key == "location")
+    return list(dict.fromkeys(entry.value for entry in entries))
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

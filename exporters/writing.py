@@ -38,10 +38,12 @@ class Written:
 
 
 def check_headers(source: Source, directory: Path, *, refer: bool) -> None:
-    """ExportError where the disk of `directory` cannot hold the weights of a whole checkpoint, by its headers; with
-    `refer` weights may need no room, and which do is known when graphs are."""
+    """What headers tell before anything is traced: ExportError where the disk of `directory` cannot hold the weights of
+    a whole checkpoint or, with `refer`, where none of them is of the dtype that graphs read."""
     if not refer:
         check_room(header_bytes(source.stored, source.matrices, source.precision), directory)
+    elif source.precision.dtype not in {DTYPES[one.entry.dtype] for one in source.stored.values()}:
+        raise _nothing_stays(source)
 
 
 def write_graphs(
@@ -80,7 +82,7 @@ def _lowered(
     names = weight_names(source.model)
     table = names.get(source.largest.graphs.parts.embed_tokens.weight.data_ptr(), "")  # type: ignore[operator]
     as_stored = names.values() if request.reference_weights else (table,)
-    quantiser = Quantiser(source.plain.graphs.parts, source.precision, source.stored)
+    quantiser = Quantiser(source.plain.graphs.parts.text_blocks, source.precision, source.stored)
     for done, (name, piece) in enumerate(pieces.items()):
         tell("making graphs", done, len(pieces))
         started = time.perf_counter()

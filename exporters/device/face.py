@@ -93,7 +93,7 @@ class QualityRow(_Closed):
 
 
 class Quality(_Closed):
-    """What pruning and precision do to answers, on the golden samples: `tokens` of all answers were compared."""
+    """What pruning and precision do to answers, on made-up samples: `tokens` of all answers were compared."""
 
     samples: int
     tokens: int

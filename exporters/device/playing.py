@@ -37,7 +37,7 @@ class Played:
 
 def play(pipeline: Pipeline, samples: Sequence[Asked], new: int, said: Sequence[Sequence[int]] | None = None) -> Played:
     """One exported batch; every sample goes on past a stop token. Each step is fed the best token of the one before it,
-    or with `said` what was said there; a sample of which no more was said is fed its last token again."""
+    or with `said` what was said there."""
     record = pipeline.record
     geometry, tokens = record.geometry, pipeline.side.tokens
     prompts = [[*one.before, *[geometry.image_token_id] * tokens, *one.after] for one in samples]
@@ -52,7 +52,7 @@ def play(pipeline: Pipeline, samples: Sequence[Asked], new: int, said: Sequence[
     cache, made = pipeline.cache(first), [first]
     best = [greedy(first["logits"])]
     for step in range(new - 1):
-        fed = best[-1] if said is None else np.array([[one[min(step, len(one) - 1)]] for one in said], np.int64)
+        fed = best[-1] if said is None else np.array([[one[step]] for one in said], np.int64)
         made.append(pipeline.step(fed, lengths, step, cache))
         best.append(greedy(made[-1]["logits"]))
     return Played(seen=seen, embedded=embedded, steps=made, tokens=np.concatenate(best, axis=1))

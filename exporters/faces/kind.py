@@ -46,7 +46,7 @@ class Work:
 
     `draft` is its record before anything was checked; `goldens` has the samples of each side with what torch makes of
     them, and is empty where this machine cannot run the model; `router` is that of a set with all of its weights, and
-    `predicted` the size of the weight file in bytes, as it was before it was written; `heard` are the same samples
+    `predicted` the size of the weight file in bytes, as it was before it was written; `heard` are samples
     answered with the checkpoint's own weights.
     """
 

@@ -72,6 +72,19 @@ def test_only_the_pruned_vision_graph_selects(result: ExportResult) -> None:
     assert {graph.name for graph in result.graphs if graph.selection_nodes} == {"vision.onnx"}
 
 
+def test_the_size_of_the_weight_file_was_known_before(result: ExportResult) -> None:
+    check = next(check for check in result.record.checks if check.name == "weights.data: size")
+    assert check.detail == f"{result.weight_bytes} bytes, as predicted from the checkpoint's headers"
+
+
+def test_what_pruning_does_to_answers_is_measured(result: ExportResult) -> None:
+    quality = result.record.quality
+    assert quality is not None and [row.graphs for row in quality.rows] == ["fp32", "fp32, pruned"]
+    whole, pruned = quality.rows
+    assert (whole.agreement, whole.kl) == (1.0, 0.0)
+    assert pruned.kl > 0.01 and 0 <= pruned.agreement < 1
+
+
 def test_golden_samples_can_be_read_back(result: ExportResult) -> None:
     golden = np.load(result.directory / "golden.npz")
     count = len(golden["pixel_values"])

@@ -174,6 +174,27 @@ def test_a_tied_head_reads_the_embedding_table_as_it_is() -> None:
     np.testing.assert_allclose(session(graph).run(["logits"], feeds)[0], expected, atol=1e-4)
 
 
+class Convolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4, dtype=torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.patches(x.to(torch.bfloat16))
+        return torch.relu(out)
+
+
+def test_bfloat16_convolutions_are_between_casts_and_their_weights_stay_narrow() -> None:
+    """Opset 18 has none in bfloat16."""
+    module = Convolution()
+    model = lower(module, (torch.ones(1, 3, 8, 8),), input_names=["x"], output_names=["y"], names=weight_names(module))
+    found = next(node for node in model.graph if node.op_type == "Conv")
+    assert {value.dtype for value in (*found.inputs, *found.outputs) if value is not None} == {ir.DataType.FLOAT}
+    assert model.graph.initializers["patches.weight"].dtype == ir.DataType.BFLOAT16
+    assert model.graph.outputs[0].dtype == ir.DataType.BFLOAT16
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
 class Dynamic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x[x > 0]

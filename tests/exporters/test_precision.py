@@ -2,11 +2,12 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from exported import MAX_NEW, make_artifact, make_export
+from exported import KEEP, MAX_NEW, make_artifact, make_export
 from PIL import Image
 
 from tokcarve.exporters.device.answer import Answerer
@@ -32,19 +33,11 @@ def unexported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_artifact(tmp_path_factory.mktemp("precision"))
 
 
-@pytest.fixture(scope="module")
-def exports(unexported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportResult]:
-    """One export of each precision, of the same artifact; do not write to them."""
-    made = {}
-    for name in SMALLER:
-        copy = shutil.copytree(unexported, tmp_path_factory.mktemp(name) / "artifact")
-        made[name] = make_export(copy, precision=name)
-    return made
-
-
-@pytest.fixture(params=SMALLER)
-def result(request: pytest.FixtureRequest, exports: dict[str, ExportResult]) -> ExportResult:
-    return exports[request.param]
+@pytest.fixture(scope="module", params=SMALLER)
+def result(request: pytest.FixtureRequest, unexported: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+    """An export of one precision after the other, of the same artifact; do not write to it."""
+    copy = shutil.copytree(unexported, tmp_path_factory.mktemp(request.param) / "artifact")
+    return make_export(Path(copy), precision=request.param)
 
 
 def folder(result: ExportResult) -> Path:
@@ -121,14 +114,7 @@ def test_quality_is_side_by_side(result: ExportResult) -> None:
     assert (rows["fp32"].agreement, rows["fp32"].kl) == (1.0, 0.0)
     assert rows["fp32, pruned"].kl > 0.01, "pruning shows"
     assert 0 < rows[name].kl < rows["fp32, pruned"].kl, "this precision shows, and less than pruning does"
-    assert 0 < quality.tokens <= quality.samples * MAX_NEW
-
-
-def test_fewer_bits_are_further_away(exports: dict[str, ExportResult]) -> None:
-    rows = {name: one.record.quality.rows[2].kl for name, one in exports.items() if one.record.quality is not None}
-    assert rows["fp16"] < rows["int8"] < rows["int4"]
-    sizes = {name: one.weight_bytes for name, one in exports.items()}
-    assert sizes["int4"] < sizes["int8"] < sizes["fp16"] == sizes["bf16"]
+    assert quality.tokens == quality.samples * MAX_NEW
 
 
 def test_a_device_answers_with_it(result: ExportResult) -> None:
@@ -137,8 +123,11 @@ def test_a_device_answers_with_it(result: ExportResult) -> None:
         with pytest.raises(ExportError, match="bfloat16.*on no CPU; run it where a GPU is, or export with"):
             Answerer(artifact)
         return
-    made = Answerer(artifact).answer([Image.new("RGB", (64, 64), "red")], ["what is it"], max_new=3)
-    assert 1 <= len(made.tokens[0]) <= 3
+    answerer = Answerer(artifact)
+    pixels = answerer.images([Image.new("RGB", (64, 64), "red")])
+    image = result.record.geometry.image_token_id
+    made = answerer.generate(pixels, [[1, *[image] * result.record.pruned.tokens, 5, 6]], max_new=3)
+    assert len(made.tokens[0]) >= 1 and made.kept_indices.shape == (1, KEEP)
 
 
 def tampered(result: ExportResult, tmp_path: Path, name: str) -> Path:
@@ -153,13 +142,12 @@ def tampered(result: ExportResult, tmp_path: Path, name: str) -> Path:
     return artifact
 
 
-@pytest.mark.parametrize("precision", SMALLER)
-def test_one_bit_of_a_weight_is_found(exports: dict[str, ExportResult], tmp_path: Path, precision: str) -> None:
-    result = exports[precision]
+def test_one_bit_of_a_weight_is_found(result: ExportResult, tmp_path: Path) -> None:
+    precision = PRECISIONS[result.record.precision]
     q_proj = [name for name in result.record.tensors if "language_model" in name and "q_proj.weight" in name]
     name = next(name for name in q_proj if name.endswith((".q", ".T")))
     artifact = tampered(result, tmp_path, name)
-    source = load_source(read_artifact(artifact), batch=1, max_text=8, max_new=6, precision=PRECISIONS[precision])
+    source = load_source(read_artifact(artifact), batch=1, max_text=8, max_new=6, precision=precision)
     paths = [artifact / EXPORT / FOLDER / "prefill.onnx"]
     whole = check_weights([folder(result) / "prefill.onnx"], source.named, source.stored)
     assert whole.passed, whole.detail
@@ -169,20 +157,23 @@ def test_one_bit_of_a_weight_is_found(exports: dict[str, ExportResult], tmp_path
     assert [check.name for check in failed] == ["onnx/weights.data: content"] and name in failed[0].detail
 
 
-def test_a_changed_scale_is_found(exports: dict[str, ExportResult], tmp_path: Path) -> None:
-    artifact = Path(shutil.copytree(exports["int4"].directory.parent, tmp_path / "artifact"))
+def test_a_changed_scale_is_found(result: ExportResult, tmp_path: Path) -> None:
+    precision = PRECISIONS[result.record.precision]
+    if not precision.bits:
+        pytest.skip("no weight of this precision has a scale")
+    artifact = Path(shutil.copytree(result.directory.parent, tmp_path / "artifact"))
     path = artifact / EXPORT / FOLDER / "prefill.onnx"
     model = ir.load(path)
     name = next(name for name in model.graph.initializers if name.endswith(".scale"))
-    value = model.graph.initializers[name]
-    value.const_value = ir.Tensor(np.asarray(value.const_value.numpy()) * np.float16(1.01), name=name)  # type: ignore[union-attr]
+    value: Any = model.graph.initializers[name]
+    value.const_value = ir.Tensor(np.asarray(value.const_value.numpy()) * np.float16(1.01), name=name)
     ir.save(model, path)
-    source = load_source(read_artifact(artifact), batch=1, max_text=8, max_new=6, precision=PRECISIONS["int4"])
+    source = load_source(read_artifact(artifact), batch=1, max_text=8, max_new=6, precision=precision)
     assert not check_weights([path], source.named, source.stored).passed
 
 
-def test_a_weight_file_of_another_size_is_no_pass(exports: dict[str, ExportResult]) -> None:
-    size = exports["int4"].weight_bytes
+def test_a_weight_file_of_another_size_is_no_pass(result: ExportResult) -> None:
+    size = result.weight_bytes
     assert check_size(size, size).passed
     longer = check_size(size + 64, size)
     assert not longer.passed and str(size + 64) in longer.detail and str(size) in longer.detail
@@ -190,8 +181,6 @@ def test_a_weight_file_of_another_size_is_no_pass(exports: dict[str, ExportResul
 
 def test_unknown_precisions_are_refused(unexported: Path) -> None:
     for name in ("fp8", "nvfp4", "int3", ""):
-        with pytest.raises(
-            ExportError, match=rf"--precision {name} is none that export writes; give one of fp32, fp16"
-        ):
+        with pytest.raises(ExportError, match=rf"--precision {name} is none that export writes; give one of fp32"):
             make_export(unexported, precision=name)
     assert not (unexported / EXPORT).exists()

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from exported import make_artifact, make_export
 from models import build, write
 
@@ -50,10 +51,31 @@ def test_a_checkpoint_that_changed_is_found(tmp_path: Path) -> None:
     assert "onnx/model.safetensors: content" in {check.name for check in recheck(artifact).failed}
 
 
-def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
-    write(build("qwen2", "clip", vision_layers=4, text_layers=2).half(), tmp_path / "base")
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")])
+def test_the_precision_of_the_checkpoint_is_what_can_stay_in_it(
+    tmp_path: Path, dtype: torch.dtype, precision: str
+) -> None:
+    write(build("qwen2", "clip", dtype=dtype, vision_layers=4, text_layers=2), tmp_path / "base")
     compress(str(tmp_path / "base"), method="vtc_cls", tokens=16, out=tmp_path / "artifact")
-    with pytest.raises(ExportError, match=r"no weight of the checkpoint \(float16\) is what the export reads"):
+    made = make_export(tmp_path / "artifact", reference_weights=True, precision=precision)
+    base = tmp_path / "base" / "model.safetensors"
+    assert os.path.samefile(made.directory / FOLDER / "model.safetensors", base)
+    assert made.weight_bytes < 0.5 * base.stat().st_size
+    assert {"weights", "weights.data: size", "pruned: logits"} <= {check.name for check in made.record.checks}
+    assert not recheck(tmp_path / "artifact").failed
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_quantised_weights_cannot_stay(artifact: Path, result: ExportResult, precision: str) -> None:
+    with pytest.raises(ExportError, match=f"--precision {precision} quantises them; leave one of the two out"):
+        make_export(artifact, reference_weights=True, precision=precision, force=True)
+    assert not recheck(artifact).failed, "the old export is as it was"
+
+
+def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
+    write(build("qwen2", "clip", dtype=torch.float16, vision_layers=4, text_layers=2), tmp_path / "base")
+    compress(str(tmp_path / "base"), method="vtc_cls", tokens=16, out=tmp_path / "artifact")
+    with pytest.raises(ExportError, match=r"checkpoint \(float16\) is what the export reads \(float32\)"):
         make_export(tmp_path / "artifact", reference_weights=True)
     assert not (tmp_path / "artifact" / EXPORT).exists()
 

@@ -145,6 +145,35 @@ def test_a_blank_weight_goes_to_the_file_once(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(tmp_path / "one.onnx", torch.ones(1, 4, 32)), expected.detach().numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wanted", [torch.float16, torch.bfloat16])
+def test_a_blank_weight_is_rounded_to_what_the_graph_reads(
+    tmp_path: Path, wanted: torch.dtype, stored: torch.dtype, flipped: bool
+) -> None:
+    truth, blank = torch.randn(40, 30).to(stored), torch.zeros(40, 30, dtype=wanted)
+    origin = stored_as(tmp_path / "one.safetensors", truth)
+    raw = blank.t() if flipped else blank
+    found = b"".join(pieces(origin, ir.tensor_adapters.TorchTensor(raw, name="w")))
+    expected = (truth.t() if flipped else truth).to(wanted).contiguous()
+    assert found == expected.view(torch.uint8).numpy().tobytes()
+
+
+def test_numbers_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
+    truth = torch.randn(40, 40)
+    truth[3, 4] = 7e4
+    origin = stored_as(tmp_path / "one.safetensors", truth)
+    half, brain = (
+        ir.tensor_adapters.TorchTensor(torch.zeros(40, 40, dtype=dtype), name="w")
+        for dtype in (torch.float16, torch.bfloat16)
+    )
+    with pytest.raises(
+        ExportError, match=r"'w' of .* float16 cannot hold \(more than 65504\); export with --precision"
+    ):
+        list(pieces(origin, half))
+    assert len(b"".join(pieces(origin, brain))) == truth.numel() * 2
+
+
 def test_a_part_of_a_blank_weight_is_refused(tmp_path: Path) -> None:
     blank = torch.zeros(40, 40)
     origin = stored_as(tmp_path / "one.safetensors", torch.randn(40, 40))
