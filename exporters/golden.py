@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokcarve.exporters.device.compare import Asked, Said
+from tokcarve.exporters.device.compare import TOLERANCES, Asked, Said
 from tokcarve.exporters.modules import final_kept
 from tokcarve.passes.asking import Question, ask
 from tokcarve.passes.geometry import Geometry
@@ -60,8 +60,9 @@ def make_samples(
     """`count` samples whose text lengths go from short to exactly `max_text`, and how many images were passed over.
 
     An image is passed over when changes of its pixels by 1e-5 change what is kept or merged: there two correct programs
-    may differ; and when the same model in the dtype of the graphs, `rounded`, keeps something else of it, or of it with
-    its pixels changed by what that dtype can tell apart. After eight in a row the next one is taken as it is.
+    may differ; and when the same model in the dtype of the graphs, `rounded`, keeps or merges something else of it, or
+    of it with its pixels changed by what that dtype can tell apart. After eight in a row the next one is taken as it
+    is, and once rounding was why, those that follow are too: in a large model it nearly always is.
     """
     generator = torch.Generator().manual_seed(seed)
     samples, skipped = [], 0
@@ -71,9 +72,12 @@ def make_samples(
         state = {name: torch.rand(1, thread(graphs.vision).count, generator=generator) for name in graphs.asks}
         for _ in range(_ATTEMPTS):
             sample = _question(pixels, text, state)
-            if stable(graphs, sample, generator) and not _open(graphs, rounded, sample).any():
+            swayed = rounded is not None and bool(_open(graphs, rounded, sample, once=True).any())
+            if not swayed and stable(graphs, sample, generator):
                 break
             pixels, skipped = _picture(graphs.geometry, generator), skipped + 1
+        else:
+            rounded = None if swayed else rounded
         samples.append(_question(pixels, text, state))
     return tuple(samples), skipped
 
@@ -112,19 +116,27 @@ def stable(graphs: TokenGraphs, sample: Question, generator: torch.Generator) ->
     return True
 
 
-def _open(graphs: TokenGraphs, rounded: TokenGraphs | None, sample: Question) -> Tensor:
-    """bool [total]: patches that `rounded` keeps and `graphs` do not, or the other way round, in any of a few runs."""
+def _open(graphs: TokenGraphs, rounded: TokenGraphs | None, sample: Question, *, once: bool = False) -> Tensor:
+    """bool [total]: patches that `rounded` keeps and `graphs` do not, or the other way round, in any of a few runs,
+    with `once` up to the first that shows one; all where the same ones hold something else, merged elsewhere."""
     found = torch.zeros(graphs.geometry.total, dtype=torch.bool)
     if rounded is None:
         return found
     generator = torch.Generator().manual_seed(len(sample.after))
-    unit = torch.finfo(rounded.parts.embed_tokens.weight.dtype).eps  # type: ignore[arg-type]
+    kind: Any = rounded.parts.embed_tokens.weight.dtype
+    unit, limit = torch.finfo(kind).eps, TOLERANCES[str(kind).removeprefix("torch.")]
     with torch.no_grad():
-        wanted = _kept(graphs, _outcome(graphs, sample, sample.pixel_values)[1])
+        made, index = _outcome(graphs, sample, sample.pixel_values)
+        wanted, pixels = _kept(graphs, index), sample.pixel_values
         for turn in range(1 + _NUDGES):
-            pixels = sample.pixel_values
             nudged = pixels + min(turn, 1) * unit * torch.randn(pixels.shape, generator=generator)
-            found |= _kept(graphs, _outcome(rounded, sample, nudged)[1]) != wanted
+            other, index = _outcome(rounded, sample, nudged)
+            differ = _kept(graphs, index) != wanted
+            found |= differ
+            if index and not differ.any() and float((other - made).abs().max()) > limit * float(made.abs().max()):
+                found[:] = True
+            if once and found.any():
+                break
     return found
 
 
