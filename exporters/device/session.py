@@ -47,8 +47,8 @@ _ONNX_BFLOAT16 = 16
 
 @dataclass(frozen=True)
 class Graph:
-    """One loaded graph; `provider` is where it runs, `fell_back` whether the one that was wanted did not start, `in_bits`
-    whether bfloat16 comes in or goes out."""
+    """One loaded graph; `provider` is where it runs, `fell_back` whether the one that was wanted did not start,
+    `in_bits` whether bfloat16 comes in or goes out."""
 
     session: Any
     outputs: tuple[str, ...]
