@@ -87,7 +87,7 @@ def _print(result: "ExportResult", place: Path) -> None:
     record = result.record
     facts = {
         "shapes": f"batch {record.batch}, {record.pruned.tokens} of {record.total} visual tokens, up to "
-        f"{record.max_text} text tokens and {record.max_new} new ones, all constant",
+        f"{record.max_text} text tokens and {record.max_new} new ones{'' if record.open else ', all constant'}",
         "budgets": f"{', '.join(map(str, record.counts))} tokens, by router.onnx" if record.counts else None,
         "format": f"ONNX opset {record.opset}, {record.dtype}{_weights_of(record.precision)}",
         "weights": _weights(result),

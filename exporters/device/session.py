@@ -47,7 +47,8 @@ _ONNX_BFLOAT16 = 16
 
 @dataclass(frozen=True)
 class Graph:
-    """One loaded graph; `provider` is where it runs, `fell_back` whether the one that was wanted did not start."""
+    """One loaded graph; `provider` is where it runs, `fell_back` whether the one that was wanted did not start,
+    `in_bits` whether bfloat16 comes in or goes out."""
 
     session: Any
     outputs: tuple[str, ...]
@@ -55,11 +56,12 @@ class Graph:
     types: Mapping[str, Any]
     provider: str
     fell_back: bool
+    in_bits: bool = False
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name; `feeds` holds every input by name, in the shapes of `shapes`, and may hold more."""
         inputs = {name: feeds[name] for name in self.shapes}
-        if any(one.type == _BFLOAT16 for one in (*self.session.get_inputs(), *self.session.get_outputs())):
+        if self.in_bits:
             return self._run_bound(inputs)
         return dict(zip(self.outputs, self.session.run(None, inputs), strict=True))
 
@@ -146,6 +148,7 @@ class Face:
             types={one.name: _TYPES[one.type] for one in inputs},
             provider=session.get_providers()[0],
             fell_back=session.get_providers()[0] != self.providers[0],
+            in_bits=any(one.type == _BFLOAT16 for one in (*inputs, *session.get_outputs())),
         )
 
 

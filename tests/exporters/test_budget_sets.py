@@ -22,7 +22,7 @@ from tokcarve.exporters.device.route import Wish, price_of, route_in_ort
 from tokcarve.exporters.export import ExportResult, export_artifact
 from tokcarve.exporters.faces.kind import Request
 from tokcarve.exporters.recheck import recheck
-from tokcarve.passes.errors import ArtifactError, BudgetError
+from tokcarve.passes.errors import ArtifactError, BudgetError, ExportError
 from tokcarve.passes.families.load import read_model
 from tokcarve.passes.routing import chosen
 from tokcarve.recipes.artifact import Artifact, read_artifact
@@ -205,3 +205,10 @@ def test_a_router_that_was_changed_is_noticed(made: Artifact, tmp_path: Path) ->
     (copied / "modules.safetensors").write_bytes(stored)
     with pytest.raises(ArtifactError, match="modules"):
         router_of(read_model(made.open_base().path), read_artifact(copied))
+
+
+def test_a_runtime_with_one_number_of_visual_tokens_is_refused(made: Artifact, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(made.directory, tmp_path / "artifact", ignore=shutil.ignore_patterns("export")))
+    with pytest.raises(ExportError, match="face genai: .* several; use ort"):
+        export_artifact(place, Request(faces=("genai",), max_text=MAX_TEXT, max_new=MAX_NEW))
+    assert not (place / EXPORT).exists()

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -222,10 +221,3 @@ def test_the_documented_python_answers_as_torch_does(
 def test_its_name_is_the_option(inside: ExportResult) -> None:
     assert inside.record.faces == (Genai.name,)
     assert read_artifact(inside.directory.parent).manifest.method.name == "pyramiddrop"
-
-
-def test_an_artifact_of_several_counts_is_refused() -> None:
-    one = SimpleNamespace(graphs=None)
-    artifact = SimpleNamespace(manifest=SimpleNamespace(method=SimpleNamespace(name="vtc_cls")))
-    source: Any = SimpleNamespace(largest=one, artifact=artifact, router=object())
-    assert "has several; use ort" in str(Genai().cannot(source))
