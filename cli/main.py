@@ -12,6 +12,7 @@ from tokcarve.cli.export import export
 from tokcarve.cli.failures import INTERRUPTED, guarded
 from tokcarve.cli.inspect import inspect
 from tokcarve.cli.methods import methods
+from tokcarve.cli.plan import plan
 from tokcarve.cli.profile import profile
 from tokcarve.cli.run import run
 from tokcarve.cli.verify import verify
@@ -43,7 +44,7 @@ def _options(
     """Compile vision-language models with fewer visual tokens into static graphs for edge GPUs."""
 
 
-for _verb in (compress, export, verify, run, profile, inspect, methods):
+for _verb in (compress, export, verify, run, profile, inspect, methods, plan):
     app.command(_verb.__name__)(guarded(_verb))
 
 
