@@ -8,12 +8,14 @@ import typer
 
 from tokcarve import __version__
 from tokcarve.cli.compress import compress
+from tokcarve.cli.doctor import doctor
 from tokcarve.cli.export import export
 from tokcarve.cli.failures import INTERRUPTED, guarded
 from tokcarve.cli.inspect import inspect
 from tokcarve.cli.methods import methods
 from tokcarve.cli.plan import plan
 from tokcarve.cli.profile import profile
+from tokcarve.cli.recipes import recipes
 from tokcarve.cli.run import run
 from tokcarve.cli.verify import verify
 
@@ -44,7 +46,7 @@ def _options(
     """Compile vision-language models with fewer visual tokens into static graphs for edge GPUs."""
 
 
-for _verb in (compress, export, verify, run, profile, inspect, methods, plan):
+for _verb in (compress, export, verify, run, profile, inspect, methods, plan, recipes, doctor):
     app.command(_verb.__name__)(guarded(_verb))
 
 

@@ -6,9 +6,9 @@ max_new, flops {encoder, connector, prefill, decode} x {pruned, unpruned} with t
 weights (bytes by part and total, in fp32, fp16, int8 and int4), memory {build_gib by engine, run_gib x {pruned,
 unpruned}}, of_peak, boards, law, notes; of every module in boards memory_gib, peak_tflops and bandwidth_gbps as
 published, whether it builds and runs the engines, the releases of TensorRT that read them, least_ms x {pruned,
-unpruned} {encoder, prefill, decode, first_token, end_to_end by new tokens} and the possible_speedup of each; law is what
-arXiv 2411.03312 says; wish, null without --latency: latency_ms and methods, where each cuts and by module the largest
-count that can meet it.
+unpruned} {encoder, prefill, decode, first_token, end_to_end by new tokens} and the possible_speedup of each; law is
+what arXiv 2411.03312 says; wish, null without --latency: latency_ms and methods, where each cuts and by module the
+largest count that can meet it.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any

@@ -1,9 +1,9 @@
 """The least time that a model can take on a module, by its peaks alone: a roofline, layer by layer.
 
 A layer takes at least as long as its FLOPs at the peak of the tensor cores, and at least as long as reading its weights
-and keys and values once at the bandwidth of the memory; parts follow one another. Left out is all that can only add to
-it: activations, launches, the selection, norms, and that no kernel reaches a peak. Times are lower bounds, and the ratio
-of two is what a program that reaches the same share of both would gain. Nothing here is measured.
+and keys and values once at the bandwidth of the memory; parts follow one another. Left out is all that can only add
+to it: activations, launches, the selection, norms, and that no kernel reaches a peak. Times are lower bounds, and the
+ratio of two is what a program that reaches the same share of both would gain. Nothing here is measured.
 """
 
 from collections.abc import Iterable, Sequence
