@@ -36,11 +36,6 @@ def _print(found: "Findings", verbs: list[str]) -> None:
     from tokcarve.exporters.device.doctor import abilities
 
     host = found.host
-    gpus = [
-        f"{gpu.name}, driver {gpu.driver}"
-        + (f", {gpu.free:.1f} of {gpu.memory:.1f} GiB free" if gpu.memory and gpu.free else "")
-        for gpu in host.gpus
-    ]
     facts = {
         "python": f"{host.python} on {host.system}",
         "memory": f"{host.memory_free:.1f} of {host.memory:.1f} GiB free, {host.cores} cores",

@@ -101,12 +101,14 @@ def abilities(found: Findings, verbs: Sequence[str]) -> tuple[Ability, ...]:
         return Ability(name=name, why=why, install=None if why is None else install)
 
     cpu = tried("ONNX Runtime", _CPU, "pip install tokcarve")
-    device = [
-        needs(verb) if cpu.why is None else Ability(name=verb, why=cpu.why) for verb in verbs if verb not in _HOST_VERBS
-    ]
+
+    def verb(name: str) -> Ability:
+        if name in _HOST_VERBS:
+            return needs(name, "compress")
+        return needs(name) if cpu.why is None or name in _PLAIN_VERBS else replace(cpu, name=name)
+
     return (
-        *(needs(verb, "compress") for verb in verbs if verb in _HOST_VERBS),
-        *device,
+        *map(verb, verbs),
         needs("run --runtime torch", "compress"),
         needs("calibration on a dataset on disk", "compress", "datasets"),
         needs("calibration --trials (search)", "compress", "search"),
@@ -125,10 +127,9 @@ def _lacking(packages: Iterable[Package], extra: str | None) -> tuple[Package, .
 
 
 def _short(packages: Sequence[Package]) -> str:
-    return ", ".join(
-        f"{one.name} is not installed" if one.found is None else f"{one.name} {one.found} is older than {one.least}"
-        for one in packages
-    )
+    missing = ", ".join(one.name for one in packages if one.found is None)
+    old = [f"{one.name} {one.found} is older than {one.least}" for one in packages if one.found is not None]
+    return "; ".join([f"not installed: {missing}"] * bool(missing) + old)
 
 
 def _cuda(found: Findings) -> str:
