@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tokcarve import __version__
+from tokcarve.cli.compare import compare
 from tokcarve.cli.compress import compress
 from tokcarve.cli.doctor import doctor
 from tokcarve.cli.export import export
@@ -25,7 +26,6 @@ app = typer.Typer(
     name="tokcarve",
     help="Compile vision-language models with fewer visual tokens into static graphs for edge GPUs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -46,7 +46,7 @@ def _options(
     """Compile vision-language models with fewer visual tokens into static graphs for edge GPUs."""
 
 
-for _verb in (compress, export, verify, run, profile, inspect, methods, plan, recipes, doctor):
+for _verb in (compress, export, verify, run, profile, inspect, methods, plan, recipes, compare, doctor):
     app.command(_verb.__name__)(guarded(_verb))
 
 

@@ -40,7 +40,7 @@ def print_plan(model: str, made: "PlannedRecipe") -> None:
         print_line(f"note: {note}.")
 
 
-def print_wish(model: str, setting: "Setting", latency: float, found: Sequence["Wished"]) -> None:
+def print_wish(model: str, setting: "Setting", latency: float | int, found: Sequence["Wished"]) -> None:
     """By method the largest counts that can meet a wish, those that keep the most first."""
     names = [module.name for module in setting.modules]
     rows = []
@@ -132,7 +132,7 @@ def _giga(flops: int) -> str:
     return f"{flops / 1e9:.4g}" if flops < 1e12 else f"{flops / 1e9:.0f}"
 
 
-def _gib(size: float) -> str:
+def _gib(size: float | int) -> str:
     return f"{size / _GIB:.3g}"
 
 

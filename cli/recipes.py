@@ -8,13 +8,17 @@ from typing import Annotated
 
 import typer
 
+from tokcarve.cli import complete
 from tokcarve.cli.output import emit_json, print_facts, print_line, print_table
 
 __all__ = ["recipes"]
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A shipped recipe, or a YAML file; all shipped ones.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A shipped recipe, or a YAML file; all shipped ones.", autocompletion=complete.recipes),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """List the shipped recipes, print one, or check a file and name every fault of it."""

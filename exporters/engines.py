@@ -46,7 +46,7 @@ def weight_bytes(geometry: Geometry, precision: str) -> dict[str, float]:
     return sizes
 
 
-def engine_bytes(sizes: Mapping[str, float]) -> dict[str, float]:
+def engine_bytes(sizes: Mapping[str, float | int]) -> dict[str, float | int]:
     """Bytes of weights of every engine, from those of the parts of a model: each engine has its own copy."""
     return {
         "vision": sizes["encoder"] + sizes["connector"],
@@ -56,7 +56,7 @@ def engine_bytes(sizes: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def build_peak(weight_bytes: float) -> float:
+def build_peak(weight_bytes: float | int) -> float:
     """GiB of memory that building an engine takes at its peak, estimated and not measured.
 
     A builder holds the weights about four times over: in the file, parsed, while it chooses kernels, and in the engine.
@@ -64,7 +64,9 @@ def build_peak(weight_bytes: float) -> float:
     return 4 * weight_bytes / GIB + 0.5
 
 
-def room(sizes: Mapping[str, float], text: TextGeometry, rows: Sequence[int], *, batch: int, element: int) -> Room:
+def room(
+    sizes: Mapping[str, float | int], text: TextGeometry, rows: Sequence[int], *, batch: int, element: int
+) -> Room:
     """What the engines of a model with parts of these `sizes` take, whose layers cache `rows` of each of `batch`
     prompts, `element` bytes per number."""
     engines = engine_bytes(sizes)

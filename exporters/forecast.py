@@ -42,7 +42,7 @@ class Setting:
     text: int = 64
     new: int = 64
     target: Target | None = None
-    of_peak: float = 1.0
+    of_peak: float | int = 1.0
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -75,7 +75,8 @@ class Side:
     @property
     def mean(self) -> float:
         """Visual tokens per layer of the language model."""
-        return sum(self.rows.text) / len(self.rows.text) - self.rows.text_only
+        visual = [rows - self.rows.text_only for rows in self.rows.text]
+        return sum(visual) / len(visual)
 
     @property
     def kv_mib(self) -> float:

@@ -68,7 +68,7 @@ def plan_recipe_in(recipe: Recipe, setting: Setting) -> PlannedRecipe:
     return PlannedRecipe(recipe=recipe, method=method, tokens=tokens, forecast=forecast)
 
 
-def with_count(recipe: Recipe, setting: Setting, latency: float) -> Recipe:
+def with_count(recipe: Recipe, setting: Setting, latency: float | int) -> Recipe:
     """The same recipe with the largest count that can meet a wish for the first token, in milliseconds."""
     _check_decided(recipe)
     method = method_of(recipe.method.name, recipe.method.parameters)
@@ -77,7 +77,7 @@ def with_count(recipe: Recipe, setting: Setting, latency: float) -> Recipe:
 
 
 def record_of(
-    model: str, made: PlannedRecipe | None, latency: float | None, found: tuple[Wished, ...]
+    model: str, made: PlannedRecipe | None, latency: float | int | None, found: tuple[Wished, ...]
 ) -> Mapping[str, Any]:
     """What `tokcarve plan --json` prints of a plan and of methods that can meet a wish; null where there is none."""
     wish = None if latency is None else {"latency_ms": latency, "methods": [one.record() for one in found]}

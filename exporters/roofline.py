@@ -51,7 +51,7 @@ class Times:
 
 
 def least_times(
-    geometry: Geometry, rows: Rows, cached: Sequence[int], module: Module, precision: str, *, of_peak: float = 1.0
+    geometry: Geometry, rows: Rows, cached: Sequence[int], module: Module, precision: str, *, of_peak: float | int = 1.0
 ) -> Times:
     """The least times on `module` in one of `PRECISIONS` of a model whose parts see `rows`, and whose decode steps
     attend to `cached` rows in each layer; `of_peak` is the share of both peaks that is taken to be reached."""
@@ -61,7 +61,7 @@ def least_times(
     whole = count_flops(geometry, rows)
     tower, language = layer_flops(geometry, rows)
 
-    def least(parts: Iterable[tuple[float, float]]) -> float:
+    def least(parts: Iterable[tuple[int, float | int]]) -> float:
         peak, bandwidth = of_peak * module.peak(computes), of_peak * module.bandwidth
         return 1e3 * sum(max(flops / peak, read / bandwidth) for flops, read in parts)
 

@@ -40,7 +40,7 @@ class Wished:
         return {"method": self.method, "where": self.where, "text_aware": self.text_aware, "counts": found}
 
 
-def wished(setting: Setting, latency: float, methods: Mapping[str, Method] | None = None) -> tuple[Wished, ...]:
+def wished(setting: Setting, latency: float | int, methods: Mapping[str, Method] | None = None) -> tuple[Wished, ...]:
     """Every method (or those of `methods`), those that keep the most first; ExportError for a wish that is none, and
     for a board without published figures."""
     if not latency > 0:
@@ -54,31 +54,28 @@ def wished(setting: Setting, latency: float, methods: Mapping[str, Method] | Non
 
 
 def largest_counts(
-    method: Method, setting: Setting, latency: float, positions: str = "renumbered"
+    method: Method, setting: Setting, latency: float | int, positions: str = "renumbered"
 ) -> dict[str, tuple[int, float] | None]:
     """By module the largest count of `method` that can meet the wish, and its least time; MethodError where the method
     cannot serve the model at all."""
-    left, refused = {module.name: module for module in setting.modules}, None
-    found: dict[str, tuple[int, float] | None] = dict.fromkeys(left)
-    planned = False
+    left, found = list(setting.modules), dict[str, tuple[int, float] | None]()
+    planned, refused = 0, None
     for count in _counts(setting.geometry):
+        if not left or (count == setting.geometry.total and planned):
+            break
         try:
             stages = stages_at(method, setting.geometry, count)
             check_stages(method, setting.geometry, stages, positions)
         except MethodError as error:
             refused = error
             continue
-        planned, side = True, setting.side(stages)
-        for name in list(left):
-            time = side.times(left[name]).first_token
-            if time <= latency:
-                found[name] = count, time
-                del left[name]
-        if not left:
-            break
+        side, planned = setting.side(stages), planned + 1
+        times = {module.name: side.times(module).first_token for module in left}
+        found |= {name: (count, time) for name, time in times.items() if time <= latency}
+        left = [module for module in left if module.name not in found]
     if not planned and refused is not None:
         raise refused
-    return found
+    return {module.name: found.get(module.name) for module in setting.modules}
 
 
 def where(stages: Sequence[Stage], geometry: Geometry) -> str:
@@ -97,7 +94,7 @@ def where(stages: Sequence[Stage], geometry: Geometry) -> str:
     return " and ".join(dict.fromkeys(found)) or "nowhere"
 
 
-def chosen_count(name: str, method: Method, setting: Setting, latency: float, positions: str) -> int:
+def chosen_count(name: str, method: Method, setting: Setting, latency: float | int, positions: str) -> int:
     """The largest count of one method on the largest module of the board; BudgetError where none can meet the wish."""
     module = setting.modules[0]
     found = largest_counts(method, setting, latency, positions)[module.name]
@@ -111,7 +108,7 @@ def chosen_count(name: str, method: Method, setting: Setting, latency: float, po
     return found[0]
 
 
-def _wished(name: str, method: Method, setting: Setting, latency: float) -> Wished | None:
+def _wished(name: str, method: Method, setting: Setting, latency: float | int) -> Wished | None:
     try:
         counts = largest_counts(method, setting, latency)
     except MethodError:
@@ -122,8 +119,9 @@ def _wished(name: str, method: Method, setting: Setting, latency: float) -> Wish
 
 
 def _counts(geometry: Geometry) -> list[int]:
-    """Every count that a share of the tokens is rounded to, the most first."""
-    return sorted({geometry.total, *range(TILE, geometry.total, TILE)}, reverse=True)
+    """Every count that a share of the tokens is rounded to, the most first, and behind them all tokens, for methods that
+    keep them."""
+    return [*range((geometry.total - 1) // TILE * TILE, 0, -TILE), geometry.total]
 
 
 def _most(one: Wished) -> int:

@@ -56,7 +56,7 @@ class Law:
         }
 
 
-def scaling_law(total: float, kept: float, text: int) -> Law:
+def scaling_law(total: float | int, kept: float | int, text: int) -> Law:
     """The law for `kept` of `total` visual tokens, as means over the language layers, beside `text` rows of text."""
     fewer = (text + total) / (text + kept)
     reasoning = fewer**BETA
@@ -69,6 +69,6 @@ def scaling_law(total: float, kept: float, text: int) -> Law:
     )
 
 
-def _by(ratio: float) -> str:
+def _by(ratio: float | int) -> str:
     percent = 100 * (ratio - 1)
     return f"by {percent:.1f} %" if percent >= 0 else f"{-percent:.1f} % less"
