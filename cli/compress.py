@@ -12,6 +12,7 @@ from tokcarve.cli.recipe_flags import recipe_of
 from tokcarve.cli.sets import print_set
 
 if TYPE_CHECKING:
+    from tokcarve.exporters.forecast import Forecast
     from tokcarve.recipes.manifest import Manifest
 
 __all__ = ["compress", "manifest_facts", "print_schedule"]
@@ -92,8 +93,8 @@ def manifest_facts(manifest: "Manifest") -> dict[str, Any]:
     }
 
 
-def print_schedule(manifest: "Manifest") -> None:
-    """Every stage in a table, unless there is none."""
+def print_schedule(manifest: "Manifest | Forecast") -> None:
+    """Every stage of what has a schedule in a table, unless there is none."""
     rows = [(s.site, s.total, s.keep, s.how, s.positions or "") for s in manifest.schedule]
     if rows:
         print_table("schedule", ("site", "tokens before", "after", "how", "positions"), rows)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tokcarve.cli.compress import print_schedule
 from tokcarve.cli.output import print_facts, print_line, print_table
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ def print_plan(model: str, made: "PlannedRecipe") -> None:
         "room for": f"{setting.text} rows of text and {setting.new} new ones, batch 1",
     }
     print_facts(f"{model} (a plan: nothing was read but its config)", facts)
-    rows = [(s.site, s.total, s.keep, s.how, s.positions or "") for s in forecast.schedule]
-    if rows:
-        print_table("schedule", ("site", "tokens before", "after", "how", "positions"), rows)
+    print_schedule(forecast)
     _print_flops(forecast)
     _print_memory(forecast)
     _print_boards(forecast)

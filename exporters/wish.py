@@ -6,15 +6,17 @@ that is may still miss it, for no program reaches a roofline.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tokcarve.exporters.forecast import Setting
+from tokcarve.exporters.forecast import Setting, Side
 from tokcarve.passes.budget import TILE
 from tokcarve.passes.errors import BudgetError, ExportError, MethodError
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.methods import METHODS
 from tokcarve.passes.stage import Method, Stage
+from tokcarve.passes.taps import needs_cls
 from tokcarve.recipes.budgets import stages_at
 from tokcarve.recipes.carve import check_stages
 
@@ -57,25 +59,57 @@ def largest_counts(
     method: Method, setting: Setting, latency: float | int, positions: str = "renumbered"
 ) -> dict[str, tuple[int, float] | None]:
     """By module the largest count of `method` that can meet the wish, and its least time; MethodError where the method
-    cannot serve the model at all."""
-    left, found = list(setting.modules), dict[str, tuple[int, float] | None]()
-    planned, refused = 0, None
-    for count in _counts(setting.geometry):
-        if not left or (count == setting.geometry.total and planned):
-            break
-        try:
-            stages = stages_at(method, setting.geometry, count)
-            check_stages(method, setting.geometry, stages, positions)
-        except MethodError as error:
-            refused = error
-            continue
-        side, planned = setting.side(stages), planned + 1
-        times = {module.name: side.times(module).first_token for module in left}
-        found |= {name: (count, time) for name, time in times.items() if time <= latency}
-        left = [module for module in left if module.name not in found]
-    if not planned and refused is not None:
-        raise refused
-    return {module.name: found.get(module.name) for module in setting.modules}
+    cannot serve the model at all. Fewer tokens are taken to need no more time."""
+    geometry = setting.geometry
+    if not geometry.vision.prefix and needs_cls(method.facts.reads):
+        # refuses a tower without [CLS], which a plan that keeps all tokens would not
+        check_stages(method, geometry, stages_at(method, geometry, TILE), positions)
+    sides = _Sides(method, setting, positions)
+    found: dict[str, tuple[int, float] | None] = {}
+    for module in setting.modules:
+        # counts up to `low` steps can meet the wish, from `high` on they cannot
+        low, high = 0, (geometry.total - 1) // TILE + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            one = sides.below(middle)
+            low, high = (middle, high) if one is None or one[1].times(module).first_token <= latency else (low, middle)
+        best = sides.below(low) or (sides.all() if sides.below((geometry.total - 1) // TILE) is None else None)
+        time = best[1].times(module).first_token if best is not None else 0.0
+        found[module.name] = (best[0], time) if best is not None and time <= latency else None
+    return found
+
+
+class _Sides:
+    """What a method costs at the counts that shares are rounded to, steps of `TILE`, planned as they are asked for."""
+
+    def __init__(self, method: Method, setting: Setting, positions: str) -> None:
+        self.method, self.setting, self.positions = method, setting, positions
+        self.planned: dict[int, Side | None] = {}
+
+    def below(self, step: int) -> tuple[int, Side] | None:
+        """The largest count of at most so many steps that the method can plan, and what it costs; None without any."""
+        for count in range(step * TILE, 0, -TILE):
+            side = self._at(count)
+            if side is not None:
+                return count, side
+        return None
+
+    def all(self) -> tuple[int, Side]:
+        """The same with all tokens; MethodError where the method cannot plan even that."""
+        total = self.setting.geometry.total
+        stages = stages_at(self.method, self.setting.geometry, total)
+        check_stages(self.method, self.setting.geometry, stages, self.positions)
+        return total, self.setting.side(stages)
+
+    def _at(self, count: int) -> Side | None:
+        if count not in self.planned:
+            side = None
+            with suppress(MethodError):
+                stages = stages_at(self.method, self.setting.geometry, count)
+                check_stages(self.method, self.setting.geometry, stages, self.positions)
+                side = self.setting.side(stages)
+            self.planned[count] = side
+        return self.planned[count]
 
 
 def where(stages: Sequence[Stage], geometry: Geometry) -> str:
@@ -116,12 +150,6 @@ def _wished(name: str, method: Method, setting: Setting, latency: float | int) -
     most = max((one[0] for one in counts.values() if one is not None), default=None)
     place = "" if most is None else where(stages_at(method, setting.geometry, most), setting.geometry)
     return Wished(method=name, where=place, text_aware=method.facts.text_aware, counts=counts)
-
-
-def _counts(geometry: Geometry) -> list[int]:
-    """Every count that a share of the tokens is rounded to, the most first, and behind them all tokens, for methods that
-    keep them."""
-    return [*range((geometry.total - 1) // TILE * TILE, 0, -TILE), geometry.total]
 
 
 def _most(one: Wished) -> int:
