@@ -55,10 +55,13 @@ def _varint(value: int) -> bytes:
     return bytes([low]) if not rest else bytes([low | 128]) + _varint(rest)
 
 
+def _command(what: str) -> list[str]:
+    return [sys.executable, "-P", "-m", __spec__.name, what]
+
+
 def _ask(what: str) -> dict[str, Any]:
-    command = [sys.executable, "-P", "-m", __spec__.name, what]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(_command(what), capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return {"why": f"it did not start within {_SECONDS} s"}
     if done.returncode < 0:
