@@ -11,29 +11,20 @@ what arXiv 2411.03312 says; wish, null without --latency: latency_ms and methods
 largest count that can meet it.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from tokcarve.cli import complete
+from tokcarve.cli.options import METHOD, MODEL, PRECISION, RECIPE, TARGET
 from tokcarve.cli.output import emit_json
 from tokcarve.cli.recipe_flags import plan_recipe_of
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["plan"]
 
 
 def plan(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A directory, a hub id (owner/name) or an alias.", autocompletion=complete.models),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="How tokens are chosen; `tokcarve methods` lists them.", autocompletion=complete.methods),
-    ] = None,
+    model: MODEL = None,
+    method: METHOD = None,
     keep: Annotated[str | None, typer.Option(help="Share of visual tokens in (0, 1], rounded to 8.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Count left behind the last stage.")] = None,
     avg_tokens: Annotated[int | None, typer.Option(help="Mean count over the language layers; the nearest.")] = None,
@@ -43,16 +34,9 @@ def plan(
     max_new: Annotated[int, typer.Option(help="Rows of the answer that they have room for.")] = 64,
     param: Annotated[list[str] | None, typer.Option(help="A hyper-parameter as name=value; repeatable.")] = None,
     positions: Annotated[str, typer.Option(help="Position ids: renumbered or original.")] = "renumbered",
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="A YAML file, or the name of a shipped recipe.", autocompletion=complete.recipes),
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="BOARD[@TENSORRT] as for export; every board.", autocompletion=complete.boards)
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help="fp32, fp16, bf16, or int8 or int4 weights.", autocompletion=complete.precisions)
-    ] = "fp16",
+    recipe: RECIPE = None,
+    target: TARGET = None,
+    precision: PRECISION = "fp16",
     latency: Annotated[
         float | None, typer.Option(help="Which methods and counts can give a first token in so many ms on the target.")
     ] = None,

@@ -6,7 +6,6 @@ same images and prompts to both; where the samples differ both exports are asked
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from tokcarve.exporters.device.face import EXPORT, FOLDER, WEIGHTS, ExportRecord, check_origin, read_export
-from tokcarve.passes.errors import ArtifactError, ExportError
+from tokcarve.exporters.device.pipeline import Ids
+from tokcarve.passes.errors import ArtifactError, ExportError, TokcarveError
 from tokcarve.passes.flops import conventions, count_flops, rows_of
 from tokcarve.recipes.artifact import Artifact, read_artifact
 
@@ -198,7 +198,7 @@ def _overlap(entries: tuple[Entry, Entry]) -> Overlap:
         return Overlap(jaccard=tuple(_jaccard(a, b) for a, b in same), of="golden samples that both have")
     try:
         kept = [_on_scenes(entry) for entry in entries]
-    except (ExportError, ArtifactError) as error:
+    except TokcarveError as error:
         return Overlap(why=str(error))
     return Overlap(jaccard=tuple(map(_jaccard, *kept)), of="bundled scenes, for their golden samples differ")
 
@@ -231,7 +231,7 @@ def _on_scenes(entry: Entry) -> list[frozenset[int]]:
     return [_patches(row) for row in made.kept_indices]
 
 
-def _patches(kept: Sequence[int]) -> frozenset[int]:
+def _patches(kept: Ids) -> frozenset[int]:
     """Patches among kept indices; -1 is the [CLS] row."""
     return frozenset(int(one) for one in kept if one >= 0)
 
