@@ -62,6 +62,8 @@ def plan_recipe_of(given: Mapping[str, Any]) -> "tuple[Recipe | None, bool]":
         if given["model"] is None:
             raise RecipeError("no model was named; give a directory, a hub id or an alias such as llava-1.5-7b")
         return None, False
+    if given["keep"] == "auto":
+        raise BudgetError("--keep auto is a count that samples decide, and a plan reads none; give a share or a count")
     counted = bool(named) or given["recipe"] is not None or given["latency"] is None
     rows = {name: given[name] if set(named) & of else None for name, of in _ROWS.items()}
     open_count = {} if counted else {"tokens": "1"}

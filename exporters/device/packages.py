@@ -45,9 +45,14 @@ class Package:
 
 
 def known_packages() -> tuple[Package, ...]:
-    """Every package that tokcarve's own metadata names for this system, but those of the extra `dev`."""
+    """Every package that tokcarve's own metadata names for this system, but those of the extra `dev`; where it is not
+    installed, only itself."""
+    try:
+        named = importlib.metadata.requires("tokcarve") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return (Package(name="tokcarve", extra=None, least="0", found=None),)
     found = []
-    for requirement in importlib.metadata.requires("tokcarve") or ():
+    for requirement in named:
         match = _REQUIREMENT.fullmatch(requirement.replace(" ;", ";"))
         marker = (match["marker"] or "") if match else ""
         extra = _EXTRA.search(marker)

@@ -134,6 +134,8 @@ def test_only_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
         (("tiny", "--method", "fastv", "--tokens", "64", "--precision", "fp8"), "--precision fp8 is none"),
         (("tiny", "--method", "fastv", "--tokens", "64,128"), "samples decide what this recipe comes to"),
         (("tiny", "--method", "auto", "--tokens", "64"), "samples decide what this recipe comes to"),
+        (("tiny", "--method", "fastv", "--keep", "auto"), "--keep auto is a count that samples decide"),
+        (("--recipe", "tiny-fastv-64", "--tokens", "8"), "--tokens was given together with --recipe"),
         (("tiny", "--latency", "9"), "--latency 9 is about a board, and no --target was named"),
         (("tiny", "--latency", "-1", "--target", "orin"), "--latency -1 is no time"),
         (("llava-1.5-7b", "--method", "fastv", "--latency", "1", "--target", "orin"), "cannot be met by fastv"),

@@ -80,6 +80,15 @@ def test_a_package_without_its_module_is_not_here(monkeypatch: pytest.MonkeyPatc
     assert all(one.found is None for one in known_packages())
 
 
+def test_without_metadata_tokcarve_itself_is_what_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> None:
+        raise packages.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(packages.importlib.metadata, "requires", unknown)
+    (one,) = known_packages()
+    assert (one.name, one.works, one.install) == ("tokcarve", False, "pip install tokcarve")
+
+
 def test_nvidia_smi_is_read() -> None:
     text = "NVIDIA H200, 570.1, 143771, 143000\nNVIDIA GeForce RTX 3060, 570.1, [N/A], [N/A]\n\n"
     first, second = gpus_of(text)
