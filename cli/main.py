@@ -7,12 +7,16 @@ from typing import Annotated
 import typer
 
 from tokcarve import __version__
+from tokcarve.cli.compare import compare
 from tokcarve.cli.compress import compress
+from tokcarve.cli.doctor import doctor
 from tokcarve.cli.export import export
 from tokcarve.cli.failures import INTERRUPTED, guarded
 from tokcarve.cli.inspect import inspect
 from tokcarve.cli.methods import methods
+from tokcarve.cli.plan import plan
 from tokcarve.cli.profile import profile
+from tokcarve.cli.recipes import recipes
 from tokcarve.cli.run import run
 from tokcarve.cli.verify import verify
 
@@ -22,7 +26,6 @@ app = typer.Typer(
     name="tokcarve",
     help="Compile vision-language models with fewer visual tokens into static graphs for edge GPUs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -43,7 +46,7 @@ def _options(
     """Compile vision-language models with fewer visual tokens into static graphs for edge GPUs."""
 
 
-for _verb in (compress, export, verify, run, profile, inspect, methods):
+for _verb in (compress, export, verify, run, profile, inspect, methods, plan, recipes, compare, doctor):
     app.command(_verb.__name__)(guarded(_verb))
 
 
