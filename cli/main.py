@@ -8,6 +8,7 @@ import typer
 
 from tokcarve import __version__
 from tokcarve.cli.compress import compress
+from tokcarve.cli.eval import eval as _eval
 from tokcarve.cli.export import export
 from tokcarve.cli.failures import INTERRUPTED, guarded
 from tokcarve.cli.inspect import inspect
@@ -43,7 +44,7 @@ def _options(
     """Compile vision-language models with fewer visual tokens into static graphs for edge GPUs."""
 
 
-for _verb in (compress, export, verify, run, profile, inspect, methods):
+for _verb in (compress, export, verify, run, profile, _eval, inspect, methods):
     app.command(_verb.__name__)(guarded(_verb))
 
 
