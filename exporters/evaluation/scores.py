@@ -75,7 +75,9 @@ class Measures:
     def values(self) -> dict[str, float | None]:
         """Every measure; None where no question is about it."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            made = {name: float(one.value(one.columns.sum(axis=0))) for name, one in self._found.items()}
+            made = {
+                name: float(one.value(one.columns.sum(axis=0, keepdims=True))[0]) for name, one in self._found.items()
+            }
         return {name: value if np.isfinite(value) else None for name, value in made.items()}
 
     def less(self, other: "Measures", seed: int) -> dict[str, list[float | None] | None]:
