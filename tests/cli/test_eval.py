@@ -1,4 +1,4 @@
-"""`tokcarve eval`: its contract and what it refuses; that both runtimes score alike is in test_run.py, with an export."""
+"""`tokcarve eval`: its contract and what it refuses; that both runtimes score alike is in test_run.py."""
 
 import json
 from pathlib import Path
