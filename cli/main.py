@@ -10,6 +10,7 @@ from tokcarve import __version__
 from tokcarve.cli.compare import compare
 from tokcarve.cli.compress import compress
 from tokcarve.cli.doctor import doctor
+from tokcarve.cli.eval import eval as _eval
 from tokcarve.cli.export import export
 from tokcarve.cli.failures import INTERRUPTED, guarded
 from tokcarve.cli.inspect import inspect
@@ -46,7 +47,8 @@ def _options(
     """Compile vision-language models with fewer visual tokens into static graphs for edge GPUs."""
 
 
-for _verb in (compress, export, verify, run, profile, inspect, methods, plan, recipes, compare, doctor):
+_VERBS = (compress, export, verify, run, profile, _eval, plan, recipes, compare, inspect, methods, doctor)
+for _verb in _VERBS:
     app.command(_verb.__name__)(guarded(_verb))
 
 
