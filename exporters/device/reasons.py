@@ -36,14 +36,14 @@ class Loss:
 
 
 def loss(stage: Stage, pruned: Work, unpruned: Work, selector_share: float, balance: Balance | None) -> Loss | None:
-    """What `stage` loses; None where it reaches what is possible, or nothing is."""
-    if stage.predicted is None or stage.realised is None or stage.predicted <= 1 or stage.realised >= _REACHED:
+    """What `stage` loses; None where it comes near to what is possible."""
+    if stage.predicted is None or stage.realised is None or stage.realised >= _REACHED:
         return None
-    spent, whole = stage.pruned.p50, stage.unpruned.p50
-    slope = (whole - spent) / (unpruned.flops - pruned.flops)
-    selector = selector_share * spent
-    lost = spent - whole / stage.predicted
-    fixed = spent - slope * pruned.flops - selector if stage.predicted >= _FAR else 0.0
+    spent, fixed = stage.pruned.p50, 0.0
+    lost, selector = spent * (1 - stage.realised), selector_share * spent
+    if stage.predicted >= _FAR:
+        slope = spent * (stage.speedup - 1) / (unpruned.flops - pruned.flops)
+        fixed = spent - slope * pruned.flops - selector
     bound = balance is not None and pruned.flops_per_byte < balance.flops_per_byte
     return Loss(
         lost=lost,
