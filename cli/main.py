@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tokcarve import __version__
+from tokcarve.cli.bare import BareOptions
 from tokcarve.cli.compress import compress
 from tokcarve.cli.export import export
 from tokcarve.cli.failures import INTERRUPTED, guarded
@@ -44,7 +45,7 @@ def _options(
 
 
 for _verb in (compress, export, verify, run, profile, inspect, methods):
-    app.command(_verb.__name__)(guarded(_verb))
+    app.command(_verb.__name__, cls=BareOptions)(guarded(_verb))
 
 
 def main() -> None:

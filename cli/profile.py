@@ -1,7 +1,11 @@
 """`tokcarve profile`: what an exported artifact costs beside the unpruned model, and what it saved.
 
 `--json`: `Profile.record()`, described at the head of exporters/device/profile_record.py; of a budget set
-`SetProfile.record()`, described at the head of exporters/device/profile_set.py.
+`SetProfile.record()`, described at the head of exporters/device/profile_set.py; and where it was asked for
+
+    trace: the file; sweep {wish, suggested, tolerance, points}, each point {tokens, rows, prefill (milliseconds),
+        over_wish, flops_over_wish, step}; batches: a list of {batch, new_tokens, first_token_ms, end_to_end_ms,
+        images_per_second, tokens_per_second, each {pruned, unpruned}, first_token_speedup, end_to_end_speedup}
 """
 
 from pathlib import Path
@@ -9,11 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
+from tokcarve.cli.bare import BARE
 from tokcarve.cli.output import emit_json, print_line, progress_bars
 
 __all__ = ["profile"]
 
-_AUTO = "auto"
+_AUTO = BARE["--sweep-tokens"]
 
 
 def profile(
@@ -27,6 +32,10 @@ def profile(
     answers: Annotated[
         str | None, typer.Option(help="Lengths of whole answers, with commas; 1,16,64 where the export holds them.")
     ] = None,
+    batch: Annotated[str | None, typer.Option(help="Also what other batches cost, as 1,2,4,8.")] = None,
+    sweep_tokens: Annotated[
+        str | None, typer.Option(help="Also what other token counts cost, as 64,72,80; alone: some around its own.")
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Also write one answer of each side as a trace for ui.perfetto.dev.")
     ] = None,
@@ -34,35 +43,50 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Time the exported graphs beside the unpruned model's, in turn, and say what was gained."""
+    from tokcarve.exporters.device.rounds import Effort
+
+    count = None if repeats == _AUTO else _numbers("--repeats", repeats, f"a number, or {_AUTO}")[0]
+    effort = Effort(repeats=count, warm_up=warm_up, tolerance=tolerance, seconds=seconds).checked()
+    lengths = None if answers is None else _numbers("--answers", answers)
+    batches = [] if batch is None else _numbers("--batch", batch)
+    alone = sweep_tokens in (None, _AUTO)
+    tokens = None if sweep_tokens is None else [] if alone else _numbers("--sweep-tokens", sweep_tokens)
+    _run(artifact, {"effort": effort, "answers": lengths, "threads": threads}, (tokens, batches), trace, as_json)
+
+
+def _run(
+    artifact: Path | None,
+    how: dict[str, Any],
+    sweeps: tuple[list[int] | None, list[int]],
+    trace: Path | None,
+    as_json: bool,
+) -> None:
+    from tokcarve.cli.profile_sweep import measure_sweep, prepare_sweep, print_sweep
     from tokcarve.cli.profile_tables import print_profile, print_set
     from tokcarve.exporters.device.face import check_origin, read_export
     from tokcarve.exporters.device.profile import profile as measure
     from tokcarve.exporters.device.profile_set import profile_set
-    from tokcarve.exporters.device.rounds import Effort
     from tokcarve.exporters.device.session import open_face
     from tokcarve.exporters.device.trace import check_trace, trace_answers, write_trace
     from tokcarve.recipes.artifact import last, read_artifact
 
     found = read_artifact(artifact if artifact is not None else last())
     check_origin(found.directory, read_export(found.directory), found.manifest)
-    count = None if repeats == _AUTO else _numbers("--repeats", repeats, f"a number, or {_AUTO}")[0]
-    how: dict[str, Any] = {
-        "effort": Effort(repeats=count, warm_up=warm_up, tolerance=tolerance, seconds=seconds),
-        "answers": None if answers is None else _numbers("--answers", answers, "numbers with commas, as 1,16,64"),
-        "threads": threads,
-    }
     if trace is not None:
         check_trace(trace)
     with progress_bars() as progress:
-        how["tick"] = progress
+        counts = prepare_sweep(found, *sweeps, progress)
         if found.manifest.router is not None:
-            several = profile_set(found.directory, found.manifest, **how)
+            several = profile_set(found.directory, found.manifest, **how, tick=progress)
             made, record = several.largest, several.record()
         else:
-            several, made = None, measure(found.directory, found.manifest.schedule, **how)
+            several, made = None, measure(found.directory, found.manifest.schedule, **how, tick=progress)
             record = made.record()
+        swept = measure_sweep(made, counts, sweeps[1], how["threads"], progress)
+        if sweeps != (None, []):
+            record |= swept.record()
         if trace is not None:
-            write_trace(trace, trace_answers(open_face(found.directory, threads), new=made.max_new))
+            write_trace(trace, trace_answers(open_face(found.directory, how["threads"]), new=made.max_new))
             record["trace"] = str(trace)
     if as_json:
         emit_json("profile", record)
@@ -70,11 +94,12 @@ def profile(
     if several is not None:
         print_set(several)
     print_profile(made)
+    print_sweep(swept)
     if trace is not None:
         print_line(f"trace: {trace}, for ui.perfetto.dev")
 
 
-def _numbers(option: str, text: str, what: str) -> list[int]:
+def _numbers(option: str, text: str, what: str = "numbers with commas, as 1,16,64") -> list[int]:
     from tokcarve.passes.errors import ExportError
 
     try:

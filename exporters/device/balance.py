@@ -19,7 +19,7 @@ from tokcarve.exporters.device.session import Array, Face, start
 
 __all__ = ["Balance", "measure_balance"]
 
-_WIDTH, _MATRICES, _ROWS, _TRIES = 2048, 4, 128, 3
+_WIDTH, _MATRICES, _ROWS, _TRIES = 2048, 8, 64, 3
 _KINDS = {"float32": (1, np.float32), "float16": (10, np.float16)}
 """ONNX's number of a dtype, and NumPy's name for it."""
 
@@ -81,19 +81,19 @@ def _best(run: Callable[[], list[Array]]) -> float:
 
 def _chain(number: int, matrix: bytes) -> bytes:
     """An ONNX model of `rows` times one square matrix after the other; fields are numbered as in onnx.proto."""
-    graph = b""
+    parts = []
     for place in range(_MATRICES):
         made = "result" if place == _MATRICES - 1 else f"rows.{place}"
         taken = "rows" if place == 0 else f"rows.{place - 1}"
-        graph += _field(1, _field(1, taken) + _field(1, f"matrix.{place}") + _field(2, made) + _field(4, "MatMul"))
-    graph += _field(2, "balance")
+        parts.append(_field(1, _field(1, taken) + _field(1, f"matrix.{place}") + _field(2, made) + _field(4, "MatMul")))
+    parts.append(_field(2, "balance"))
     for place in range(_MATRICES):
         sizes = _field(1, _WIDTH) * 2
-        graph += _field(5, sizes + _field(2, number) + _field(8, f"matrix.{place}") + _field(9, matrix))
+        parts.append(_field(5, sizes + _field(2, number) + _field(8, f"matrix.{place}") + _field(9, matrix)))
     shape = _field(1, _field(2, "count")) + _field(1, _field(1, _WIDTH))
     for end, name in ((11, "rows"), (12, "result")):
-        graph += _field(end, _field(1, name) + _field(2, _field(1, _field(1, number) + _field(2, shape))))
-    return _field(1, 8) + _field(7, graph) + _field(8, _field(2, 18))
+        parts.append(_field(end, _field(1, name) + _field(2, _field(1, _field(1, number) + _field(2, shape)))))
+    return _field(1, 8) + _field(7, b"".join(parts)) + _field(8, _field(2, 18))
 
 
 def _field(number: int, value: int | str | bytes) -> bytes:

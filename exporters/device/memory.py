@@ -10,6 +10,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from tokcarve.exporters.device.clocks import device_mib
 from tokcarve.exporters.device.peak import peak_mib
 from tokcarve.exporters.device.pipeline import Pipeline, greedy
@@ -17,7 +19,9 @@ from tokcarve.exporters.device.probe import probe
 from tokcarve.exporters.device.session import open_face
 from tokcarve.passes.errors import ExportError
 
-__all__ = ["Memory", "measure_memory"]
+__all__ = ["Memory", "fit", "measure_memory"]
+
+_SPARE = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,13 @@ def measure_memory(artifact: Path, *, baseline: bool, threads: int | None, budge
             f"if memory ran out, try a smaller batch or model"
         )
     return Memory(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def fit(memory: tuple[Memory, Memory], times: float = 1.0) -> bool:
+    """Whether both sides can be loaded at once, with something to spare, when they take so many times what they took;
+    where a GPU holds the graphs, its free memory is not asked."""
+    wanted = times * sum(one.peak_mib - one.start_mib for one in memory)
+    return bool(_SPARE * wanted < psutil.virtual_memory().available / 2**20)
 
 
 def _main(artifact: str, side: str, threads: str | None = None) -> None:

@@ -10,15 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
 from tokcarve.exporters.device.answers import answers_of, break_even, check_answers, decode_share
 from tokcarve.exporters.device.balance import measure_balance
 from tokcarve.exporters.device.bench import Bench
 from tokcarve.exporters.device.clocks import Watch
 from tokcarve.exporters.device.face import ExportRecord, Side
 from tokcarve.exporters.device.machine import this_machine
-from tokcarve.exporters.device.memory import Memory, measure_memory
+from tokcarve.exporters.device.memory import Memory, fit, measure_memory
 from tokcarve.exporters.device.profile_record import Profile
 from tokcarve.exporters.device.rounds import Effort, Samples, ratios
 from tokcarve.exporters.device.session import open_face
@@ -32,7 +30,6 @@ __all__ = ["Profile", "Tick", "profile"]
 
 Tick = Callable[[str, int, int], None]
 """Called with (what is being measured, how much of it is done, how much there may be)."""
-_SPARE = 1.25
 
 
 def profile(
@@ -56,7 +53,7 @@ def profile(
     sides = (record.side(False, budget), record.baseline)
     say: Tick = tick or (lambda what, done, total: None)
     memory = _memory(artifact, threads, say, budget)
-    together = _fits(memory)
+    together = fit(memory)
     say("machine", 0, 1)
     balance, watch = measure_balance(face), Watch()
     say("machine", 1, 1)
@@ -100,12 +97,6 @@ def _memory(artifact: Path, threads: int | None, say: Tick, budget: int | None) 
     unpruned = measure_memory(artifact, baseline=True, threads=threads)
     say("memory", 2, 2)
     return pruned, unpruned
-
-
-def _fits(memory: tuple[Memory, Memory]) -> bool:
-    """Whether both sides can be loaded at once."""
-    wanted = sum(one.peak_mib - one.start_mib for one in memory)
-    return bool(_SPARE * wanted < psutil.virtual_memory().available / 2**20)
 
 
 def _rows(record: ExportRecord, schedule: Sequence[Cut], side: Side) -> Rows:
