@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.rounds import Effort, Samples, Taken, Way, take_rounds
@@ -10,8 +11,10 @@ from tokcarve.exporters.device.session import Face
 from tokcarve.exporters.device.stages import STAGES, Stages
 from tokcarve.exporters.device.timing import node_share
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "Tick"]
 
+Tick = Callable[[str, int, int], None]
+"""Called with (what is being measured, how much of it is done, how much there may be)."""
 _BRIEF = frozenset(("embedding", "cache"))
 """Stages that look up and copy, in microseconds: measured, and not waited for until they are known to a few percent."""
 _RELOADED = 3
@@ -37,10 +40,10 @@ class Bench:
         effort: Effort,
         answers: Sequence[int],
         together: bool,
-        tick: Callable[[str, int, int], None],
         budget: int | None = None,
     ) -> None:
-        self.face, self.effort, self.together, self.tick = face, effort, together, tick
+        self.face, self.effort, self.together = face, effort, together
+        self.tick: Tick = lambda what, done, total: None
         pipelines = Pipeline(face, baseline=False, budget=budget), Pipeline(face, baseline=True)
         self.sides = tuple(Stages(pipeline, answers) for pipeline in pipelines)
         self.samples: dict[str, Samples] = {}
@@ -50,8 +53,9 @@ class Bench:
         self.load = os.getloadavg()[0]
         self.provider, self.fell_back, self._chooses = "", False, False
 
-    def run(self) -> None:
-        """Fills everything; raises ExportError if a graph does not load."""
+    def run(self, tick: Tick) -> None:
+        """Fills everything; `tick` is called after every round. Raises ExportError if a graph does not load."""
+        self.tick = tick
         if self.together:
             stages = [self._pair(stage) for stage in STAGES]
             self._look()
@@ -85,7 +89,7 @@ class Bench:
             pairs,
             effort,
             watched=lambda name: name not in _BRIEF,
-            tick=lambda done, total: self.tick(what, done, total),
+            tick=partial(self.tick, what),
         )
         self.samples.update(taken.samples)
         self.rounds.update(dict.fromkeys(taken.samples, taken.rounds))

@@ -6,13 +6,13 @@ from pixels and token ids; preparing image and text is the same for both sides a
 two further processes, one per side. docs/profile.md explains every number; profile_record.py has their form as JSON.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tokcarve.exporters.device.answers import answers_of, break_even, check_answers, decode_share
 from tokcarve.exporters.device.balance import measure_balance
-from tokcarve.exporters.device.bench import Bench
+from tokcarve.exporters.device.bench import Bench, Tick
 from tokcarve.exporters.device.clocks import Watch
 from tokcarve.exporters.device.face import ExportRecord, Side
 from tokcarve.exporters.device.machine import this_machine
@@ -27,9 +27,6 @@ from tokcarve.exporters.device.work import ELEMENT_BYTES
 from tokcarve.passes.flops import Cut, Flops, Rows, conventions, count_flops, decode_flops, kv_bytes, rows_of
 
 __all__ = ["Profile", "Tick", "profile"]
-
-Tick = Callable[[str, int, int], None]
-"""Called with (what is being measured, how much of it is done, how much there may be)."""
 
 
 def profile(
@@ -53,17 +50,10 @@ def profile(
     sides = (record.side(False, budget), record.baseline)
     say: Tick = tick or (lambda what, done, total: None)
     memory = _memory(artifact, threads, say, budget)
-    together = fit(memory)
     say("machine", 0, 1)
-    balance, watch = measure_balance(face), Watch()
+    balance = measure_balance(face)
     say("machine", 1, 1)
-
-    def follow(what: str, done: int, total: int) -> None:
-        watch.look()
-        say(what, done, total)
-
-    bench = Bench(face, effort=effort, answers=(1, *lengths), together=together, tick=follow, budget=budget)
-    bench.run()
+    bench, watch = _measure(Bench(face, effort=effort, answers=(1, *lengths), together=fit(memory), budget=budget), say)
     rows = tuple(_rows(record, schedule, side) for side in sides)
     flops = tuple(_flops(record, one, side) for one, side in zip(rows, sides, strict=True))
     machine = this_machine(
@@ -77,7 +67,7 @@ def profile(
         balance=balance,
         clocks=watch.record(),
         effort=effort,
-        together=together,
+        together=bench.together,
         stages=_stages(bench, flops, lengths[-1]),
         answers=answers_of(bench.samples, lengths),
         pays=break_even(bench.samples),
@@ -97,6 +87,18 @@ def _memory(artifact: Path, threads: int | None, say: Tick, budget: int | None) 
     unpruned = measure_memory(artifact, baseline=True, threads=threads)
     say("memory", 2, 2)
     return pruned, unpruned
+
+
+def _measure(bench: Bench, say: Tick) -> tuple[Bench, Watch]:
+    """Runs `bench`, and looks at clocks between its rounds."""
+    watch = Watch()
+
+    def follow(what: str, done: int, total: int) -> None:
+        watch.look()
+        say(what, done, total)
+
+    bench.run(follow)
+    return bench, watch
 
 
 def _rows(record: ExportRecord, schedule: Sequence[Cut], side: Side) -> Rows:

@@ -7,14 +7,14 @@ was wished for, so that what is told, milliseconds over the wish's, does not mov
 `sweep_batches` measures stages and answers of both sides for every batch, as `profile` does for one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tokcarve.exporters.device.bench import Bench
+from tokcarve.exporters.device.bench import Bench, Tick
 from tokcarve.exporters.device.memory import Memory, fit
 from tokcarve.exporters.device.pipeline import Pipeline
 from tokcarve.exporters.device.rounds import Effort, Samples, Way, ratios, take_rounds, timed
@@ -30,7 +30,6 @@ __all__ = ["Batch", "Point", "Staircase", "counts_around", "sweep_batches", "swe
 _TILE, _BELOW, _ABOVE = 8, 1, (1, 2, 3, 4, 6, 8)
 _STEEP = 2.0
 """A step costs this many times what its FLOPs would, and more than noise."""
-Tick = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +162,8 @@ def sweep_batches(
             effort=effort,
             answers=(1, new),
             together=fit(memory, max(1.0, batch / face.record.batch)),
-            tick=partial(_named, tick, batch),
         )
-        bench.run()
+        bench.run(partial(_named, tick, batch))
         first, whole = (bench.samples[answer_name(count)] for count in (1, new))
         made.append(Batch(batch=batch, new=new, first=_three(first), whole=_three(whole)))
     return tuple(made)

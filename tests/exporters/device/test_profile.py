@@ -79,9 +79,8 @@ def test_where_memory_is_short_stages_are_loaded_one_after_the_other(tmp_path: P
         effort=Effort(repeats=5, warm_up=1),
         answers=(1, 3),
         together=False,
-        tick=lambda *_: loaded.append(max(len(side.pipeline._graphs) for side in bench.sides)),
     )
-    bench.run()
+    bench.run(lambda *_: loaded.append(max(len(side.pipeline._graphs) for side in bench.sides)))
     assert bench.rounds == {
         **dict.fromkeys(("encoder", "embedding", "prefill", "cache", "decode"), 5), "answer.1": 3, "answer.3": 3
     }  # fmt: skip
