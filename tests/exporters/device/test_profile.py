@@ -63,8 +63,9 @@ def test_answers_run_through_all_stages(measured: tuple[Profile, Ticks]) -> None
     for side in ("pruned", "unpruned"):
         first, whole = (getattr(made.stages[name], side) for name in ("first_token", "end_to_end"))
         assert first.p50 < getattr(two, side).p50 < getattr(five, side).p50 == whole.p50
-        assert 0.5 < two.sums[0].p50 < 2 and 0.5 < five.sums[1].p50 < 2  # microseconds: only that it is the same thing
-    assert five.predicted == pytest.approx(five.ratio.p50, rel=0.5)
+    # microseconds of Python, so only that it is the same thing
+    assert all(0.2 < side.p50 < 5 for one in (two, five) for side in one.sums)
+    assert 0.2 < five.predicted / five.ratio.p50 < 5
 
 
 def test_of_a_given_number_of_rounds_no_width_is_asked(measured: tuple[Profile, Ticks]) -> None:
