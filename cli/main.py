@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tokcarve import __version__
+from tokcarve.cli.bare import BareOptions
 from tokcarve.cli.compare import compare
 from tokcarve.cli.compress import compress
 from tokcarve.cli.doctor import doctor
@@ -49,7 +50,7 @@ def _options(
 
 _VERBS = (compress, export, verify, run, profile, _eval, plan, recipes, compare, inspect, methods, doctor)
 for _verb in _VERBS:
-    app.command(_verb.__name__)(guarded(_verb))
+    app.command(_verb.__name__, cls=BareOptions)(guarded(_verb))
 
 
 def main() -> None:

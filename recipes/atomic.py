@@ -13,7 +13,7 @@ import psutil
 
 from tokcarve.passes.errors import ArtifactError
 
-__all__ = ["check_target", "copy_file", "replace_directory", "write_file"]
+__all__ = ["check_target", "copy_file", "replace_directory", "replace_file", "write_file"]
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.tokcarve-(?P<pid>\d+)-[0-9a-f]{8}\.(part|old)")
 
@@ -27,6 +27,19 @@ def check_target(place: Path) -> None:
         raise ArtifactError(f"{parent} is a file, so nothing can be written under it; choose another -o")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ArtifactError(f"{parent} cannot be written, so {place.name} cannot be put there; choose another -o")
+
+
+def replace_file(place: Path, content: str | bytes) -> None:
+    """A file that appears whole or not at all; ArtifactError where the disk cannot be written."""
+    work = _sibling(place, "part")
+    try:
+        write_file(work, content)
+        _sync(work)
+        os.replace(work, place)
+    except OSError as error:
+        raise _unwritable(place, error) from None
+    finally:
+        work.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
