@@ -3,8 +3,8 @@
 Of the milliseconds that a pruned stage takes beyond unpruned / possible, these are told apart:
 
     selector      what choosing and merging tokens takes, as ONNX Runtime's profiler has it
-    memory        FLOPs per byte of the stage below those of the machine (its balance), and reading at the machine's best
-                  is half of the stage's time or more, but not more than all, which is where processor caches hold it
+    memory        FLOPs per byte of the stage below those of the machine (its balance), and reading at its best would
+                  take half of the stage's time or more; were it more than all, processor caches would hold what is read
     overhead      what is left of the time at no FLOPs, on the line through both sides' (FLOPs, milliseconds), as far as
                   it explains what is lost; only told where the sides are far enough apart for a line
     efficiency    the rest: fewer FLOPs per second, because the matrices are smaller
