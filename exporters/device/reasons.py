@@ -3,8 +3,8 @@
 Of the milliseconds that a pruned stage takes beyond unpruned / possible, these are told apart:
 
     selector      what choosing and merging tokens takes, as ONNX Runtime's profiler has it
-    memory        FLOPs per byte of the stage below those of the machine (its balance): reading weights and caches has
-                  a least time, however few rows there are
+    memory        FLOPs per byte of the stage below those of the machine (its balance), and reading at its best would
+                  take half of the stage's time or more; were it more than all, processor caches would hold what is read
     overhead      what is left of the time at no FLOPs, on the line through both sides' (FLOPs, milliseconds), as far as
                   it explains what is lost; only told where the sides are far enough apart for a line
     efficiency    the rest: fewer FLOPs per second, because the matrices are smaller
@@ -44,13 +44,20 @@ def loss(stage: Stage, pruned: Work, unpruned: Work, selector_share: float, bala
     if stage.predicted >= _FAR:
         slope = spent * (stage.speedup - 1) / (unpruned.flops - pruned.flops)
         fixed = spent - slope * pruned.flops - selector
-    bound = balance is not None and pruned.flops_per_byte < balance.flops_per_byte
     return Loss(
         lost=lost,
         selector=selector,
         overhead=max(min(fixed, lost - selector), 0.0),
-        floor=pruned.bytes / balance.bytes * 1000 if bound and balance is not None else 0.0,
+        floor=_floor(stage, pruned, balance),
     )
+
+
+def _floor(stage: Stage, work: Work, balance: Balance | None) -> float:
+    """Milliseconds that reading takes at least where that bounds the pruned stage, else 0."""
+    if balance is None or work.flops_per_byte >= balance.flops_per_byte:
+        return 0.0
+    least = work.bytes / balance.bytes * 1000
+    return least if _MOSTLY * stage.pruned.p50 <= least <= stage.pruned.p50 else 0.0
 
 
 def reasons(
@@ -94,11 +101,15 @@ def _sentence(name: str, stage: Stage, found: Loss, pruned: Work, unpruned: Work
 
 
 def _decode(stage: Stage, work: Work, balance: Balance | None, share: float) -> str:
-    said = f"{share:.0%} of an answer is decode, which gains {stage.speedup:.2f}x"
-    if balance is None or work.flops_per_byte >= balance.flops_per_byte:
-        return f"{said}: a step computes one row, whatever number of visual tokens is kept"
+    said = (
+        f"{share:.0%} of an answer is decode, which gains {stage.speedup:.2f}x: a step computes one row and reads "
+        f"{work.weight_bytes / 2**20:.1f} MiB of weights, whatever number of visual tokens is kept, and "
+        f"{work.cache_bytes / 2**20:.1f} MiB of caches"
+    )
+    floor = _floor(stage, work, balance)
+    if not floor or balance is None:
+        return said
     return (
-        f"{said}: a step is memory-bound ({work.flops_per_byte:.1f} FLOPs per byte, and the balance is "
-        f"{balance.flops_per_byte:.1f}), for it reads {work.weight_bytes / 2**20:.1f} MiB of weights, whatever number "
-        f"of visual tokens is kept, and {work.cache_bytes / 2**20:.1f} MiB of caches"
+        f"{said}, which takes this machine {floor:.2f} ms or more (memory-bound: {work.flops_per_byte:.1f} FLOPs per "
+        f"byte, and its balance is {balance.flops_per_byte:.1f})"
     )

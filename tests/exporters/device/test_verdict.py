@@ -119,10 +119,17 @@ def test_what_is_lost_by_hand() -> None:
 
 
 def test_reading_bounds_a_stage_whose_flops_per_byte_are_few() -> None:
-    slow = Balance(flops=1e9, bytes=1e8)  # 10 FLOPs per byte
-    bound = loss(stage(50, 60, 3.0), work(2_000_000, 1_000_000), work(6_000_000, 1_000_000), 0.0, slow)
-    free = loss(stage(50, 60, 3.0), work(20_000_000, 1_000_000), work(60_000_000, 1_000_000), 0.0, slow)
-    assert bound is not None and bound.floor == pytest.approx(10) and free is not None and free.floor == 0
+    machine = Balance(flops=1e9, bytes=1e8)  # 10 FLOPs per byte
+
+    def floor(flops: int, read: int) -> float:
+        found = loss(stage(50, 60, 3.0), work(flops, read), work(3 * flops, read), 0.0, machine)
+        assert found is not None
+        return found.floor
+
+    assert floor(6_000_000, 3_000_000) == pytest.approx(30)  # of 50 ms, 2 FLOPs per byte
+    assert floor(60_000_000, 3_000_000) == 0  # 20 FLOPs per byte
+    assert floor(2_000_000, 1_000_000) == 0  # 10 of 50 ms
+    assert floor(12_000_000, 6_000_000) == 0  # 60 of 50 ms: it did not come from memory
 
 
 def said(prefill: Stage, pruned: Work, unpruned: Work, choosing: float, balance: Balance | None) -> str:
@@ -138,8 +145,8 @@ def test_every_cause_has_its_words() -> None:
     assert said(stage(50, 120, 3.0), few, many, 0.2, None) == f"{lost}choosing tokens takes 10.00 ms (selector cost)"
     overhead = "about 10.00 ms of each run do not depend on what is computed (overhead)"
     assert said(stage(50, 120, 3.0), few, many, 0.0, None) == lost + overhead
-    reading = said(stage(50, 120, 3.0), few, many, 0.0, Balance(flops=1e12, bytes=1e6))
-    assert "reading 2 MiB takes this machine 2097.15 ms or more" in reading and "memory-bound" in reading
+    reading = said(stage(50, 120, 3.0), few, many, 0.0, Balance(flops=1e13, bytes=5e7))
+    assert "reading 2 MiB takes this machine 41.94 ms or more" in reading and "memory-bound" in reading
     near = said(stage(100, 110, 1.4), work(10**9, 1), work(14 * 10**8, 1), 0.0, None)
     assert near.endswith("smaller matrices compute at 10.0 instead of 12.7 GFLOP/s")
 
@@ -150,7 +157,12 @@ def test_an_answer_that_is_mostly_decode_is_explained() -> None:
              {"encoder": work(12, 1), "prefill": work(300, 1)})  # fmt: skip
     shares = {"encoder": 0.0, "prefill": 0.0}
     assert reasons(stages, works, shares, FAST, 0.4) == ()
-    (bound,) = reasons(stages, works, shares, FAST, 0.9)
-    assert bound.startswith("90% of an answer is decode, which gains 1.00x: a step is memory-bound (0.5 FLOPs per byte")
-    (unknown,) = reasons(stages, works, shares, None, 0.9)
-    assert unknown.endswith("a step computes one row, whatever number of visual tokens is kept")
+    (plain,) = reasons(stages, works, shares, FAST, 0.9)
+    assert plain == (
+        "90% of an answer is decode, which gains 1.00x: a step computes one row and reads 4.0 MiB of weights, whatever "
+        "number of visual tokens is kept, and 0.0 MiB of caches"
+    )
+    (bound,) = reasons(stages, works, shares, Balance(flops=1e9, bytes=3e8), 0.9)
+    assert bound == (
+        f"{plain}, which takes this machine 13.98 ms or more (memory-bound: 0.5 FLOPs per byte, and its balance is 3.3)"
+    )
