@@ -46,9 +46,9 @@ def print_wish(model: str, setting: "Setting", latency: float | int, found: Sequ
     for one in found:
         counts = [one.counts[name] for name in names]
         if any(counts):
-            cells = ["none" if count is None else f"{count[0]} ({count[1]:.1f} ms)" for count in counts]
+            cells = ["none" if count is None else f"{count[0]} ({_ms(count[1])} ms)" for count in counts]
             rows.append((one.method, one.where, "yes" if one.text_aware else "no", *cells))
-    unpruned = [f"{setting.side(()).times(module).first_token:.1f} ms on {module.name}" for module in setting.modules]
+    unpruned = [f"{_ms(setting.side(()).times(module).first_token)} ms on {module.name}" for module in setting.modules]
     if rows:
         title = f"most tokens whose first token can come in {latency:g} ms ({setting.precision})"
         print_table(title, ("method", "cuts", "reads the question", *names), rows)
@@ -111,7 +111,7 @@ def _times(one: "OnModule") -> tuple[str, ...]:
     names = ("encoder", "prefill", "first_token", "decode")
     return (
         one.module.name,
-        *(f"{getattr(one.pruned, name):.1f} ({getattr(one.unpruned, name):.1f})" for name in names),
+        *(f"{_ms(getattr(one.pruned, name))} ({_ms(getattr(one.unpruned, name))})" for name in names),
     )
 
 
@@ -129,6 +129,10 @@ def _answers() -> tuple[int, ...]:
 
 def _giga(flops: int) -> str:
     return f"{flops / 1e9:.4g}" if flops < 1e12 else f"{flops / 1e9:.0f}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2g}" if value < 1 else f"{value:.1f}"
 
 
 def _gib(size: float | int) -> str:

@@ -14,6 +14,7 @@ from tokcarve.exporters.device.speeds import Module, modules_of
 from tokcarve.exporters.engines import Room, room, weight_bytes
 from tokcarve.exporters.precision import PRECISIONS, needed_opset
 from tokcarve.exporters.roofline import ANSWERS, Times, least_times
+from tokcarve.exporters.rows import check_rows
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.flops import Rows, conventions, count_flops, decode_flops, kv_bytes, rows_of
 from tokcarve.passes.geometry import Geometry
@@ -47,9 +48,7 @@ class Setting:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ExportError(f"--precision {self.precision} is none that export writes; give {', '.join(PRECISIONS)}")
-        for name, value, least in (("max-text", self.text, 4), ("max-new", self.new, 1)):
-            if value < least:
-                raise ExportError(f"--{name} {value} is too small; give {least} or more")
+        check_rows(self.geometry, max_text=self.text, max_new=self.new)
         if not 0 < self.of_peak <= 1:
             raise ExportError(f"--of-peak {self.of_peak:g} is no share of a peak; give above 0 and at most 1")
 

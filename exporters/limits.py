@@ -10,6 +10,7 @@ from tokcarve.exporters.faces.kind import ALL, Request
 from tokcarve.exporters.lint_rules import TOPK_LIMIT
 from tokcarve.exporters.onnx import OPSET, OPSETS
 from tokcarve.exporters.precision import bytes_each, needed_opset
+from tokcarve.exporters.rows import check_rows
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.flops import weight_parameters
 from tokcarve.recipes.manifest import Manifest
@@ -28,23 +29,7 @@ _TRT = "trt"
 
 def check_request(manifest: Manifest, request: Request) -> None:
     """Raises ExportError for sizes that the model cannot serve, and for what `check_limits` refuses."""
-    max_text, max_new = request.max_text, request.max_new
-    for name, value, least in (("batch", request.batch, 1), ("max-text", max_text, 4), ("max-new", max_new, 1)):
-        if value < least:
-            raise ExportError(f"--{name} {value} is too small; give {least} or more")
-    geometry = manifest.geometry
-    longest, limit = geometry.total + max_text + max_new, geometry.text.max_positions
-    window = geometry.text.sliding_window
-    if longest > limit:
-        raise ExportError(
-            f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} "
-            f"positions, and the model has {limit}; give less text or fewer new tokens"
-        )
-    if window is not None and longest > window:
-        raise ExportError(
-            f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} rows, "
-            f"more than the model's attention window of {window}; give less text or fewer new tokens"
-        )
+    check_rows(manifest.geometry, batch=request.batch, max_text=request.max_text, max_new=request.max_new)
     check_limits(manifest, request)
 
 

@@ -161,6 +161,7 @@ def test_a_wish_settles_the_count_of_a_method() -> None:
         ({"precision": "fp8"}, "--precision fp8 is none that export writes"),
         ({"text": 3}, "--max-text 3 is too small"),
         ({"new": 0}, "--max-new 0 is too small"),
+        ({"text": 3457}, "make 4097 positions, and the model has 4096"),
         ({"of_peak": 0.0}, "--of-peak 0 is no share of a peak"),
         ({"of_peak": 1.5}, "--of-peak 1.5 is no share of a peak"),
     ],

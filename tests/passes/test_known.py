@@ -44,6 +44,19 @@ def test_a_config_of_that_name_here_wins(tmp_path: Path, monkeypatch: pytest.Mon
     assert shapes_of("llava-1.5-7b") == KNOWN["llava-1.5-13b"], "from the config alone, without weights"
 
 
+def test_of_a_hub_model_only_the_config_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["bakllava"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert shapes_of("someone/fine-tuned") == KNOWN["bakllava"]
+    assert asked == [("someone/fine-tuned", ["config.json"])]
+
+
 def test_what_has_no_shapes(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="unknown model 'lava-1.5-7b', did you mean 'llava-1.5-7b'"):
         shapes_of("lava-1.5-7b")
