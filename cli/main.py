@@ -14,6 +14,7 @@ from tokcarve.cli.inspect import inspect
 from tokcarve.cli.methods import methods
 from tokcarve.cli.profile import profile
 from tokcarve.cli.run import run
+from tokcarve.cli.show import show
 from tokcarve.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -43,7 +44,7 @@ def _options(
     """Compile vision-language models with fewer visual tokens into static graphs for edge GPUs."""
 
 
-for _verb in (compress, export, verify, run, profile, inspect, methods):
+for _verb in (compress, export, verify, run, profile, show, inspect, methods):
     app.command(_verb.__name__)(guarded(_verb))
 
 

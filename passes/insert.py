@@ -37,11 +37,13 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteResult:
-    """graphs: the new graphs, weights shared. schedule: the reductions in order. modified: whether any node changed."""
+    """graphs: the new graphs, weights shared. schedule: the reductions in order. modified: whether any node changed.
+    stages: what was inserted, observing stages too."""
 
     graphs: TokenGraphs
     schedule: tuple[StageRecord, ...]
     modified: bool
+    stages: tuple[Stage, ...] = ()
 
 
 def rewrite(graphs: TokenGraphs, stages: Sequence[Stage]) -> RewriteResult:
@@ -64,7 +66,7 @@ def rewrite(graphs: TokenGraphs, stages: Sequence[Stage]) -> RewriteResult:
         if stage.how != "observe":
             schedule.append(_record(stage, total))
         rank, total = place, stage.keep
-    return RewriteResult(graphs=carved, schedule=tuple(schedule), modified=bool(stages))
+    return RewriteResult(graphs=carved, schedule=tuple(schedule), modified=bool(stages), stages=tuple(stages))
 
 
 def _record(stage: Stage, total: int) -> StageRecord:
