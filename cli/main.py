@@ -8,6 +8,7 @@ import typer
 
 from tokcarve import __version__
 from tokcarve.cli.compress import compress
+from tokcarve.cli.eval import eval as _eval
 from tokcarve.cli.export import export
 from tokcarve.cli.failures import INTERRUPTED, guarded
 from tokcarve.cli.inspect import inspect
@@ -15,6 +16,7 @@ from tokcarve.cli.methods import methods
 from tokcarve.cli.profile import profile
 from tokcarve.cli.run import run
 from tokcarve.cli.show import show
+from tokcarve.cli.sweep import sweep
 from tokcarve.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -44,7 +46,7 @@ def _options(
     """Compile vision-language models with fewer visual tokens into static graphs for edge GPUs."""
 
 
-for _verb in (compress, export, verify, run, profile, show, inspect, methods):
+for _verb in (compress, export, verify, run, profile, _eval, show, sweep, inspect, methods):
     app.command(_verb.__name__)(guarded(_verb))
 
 

@@ -23,7 +23,7 @@ from tokcarve.exporters.pictures.shades import SHADES, heat, means, outlines, ow
 __all__ = ["draw_page", "gallery", "render"]
 
 SIDE = 640
-"""Pixels of the longer side of the picture under all panels; they are shown at about half of that."""
+"""Most pixels of the longer side of the picture under all panels; they are shown at about half of that."""
 _LOSSLESS = 250_000  # bytes up to which the picture is a PNG
 
 
@@ -47,7 +47,8 @@ def _templates() -> Environment:
 def gallery(look: Look, image: Image.Image) -> dict[str, Any]:
     """What the template draws of a look: the picture, where the grid lies on it, and columns of panels; `data` is for
     the script that says what became of a patch."""
-    whole, frame = Frame(look, SIDE, whole=True), Frame(look, SIDE)
+    side = min(SIDE, max(look.size))
+    whole, frame = Frame(look, side, whole=True), Frame(look, side)
     canvas = frame.canvas(image)
     left, top, width, height = whole.shares()
     return {
