@@ -61,7 +61,7 @@ class Layout:
     bottom: int = HEIGHT - BOTTOM
 
 
-def ticks(low: float, high: float, most: int = 7) -> list[float]:
+def ticks(low: float | int, high: float | int, most: int = 7) -> list[float]:
     """Round numbers from `low` to `high` or a little beyond, at most `most` of them."""
     span = (high - low) or 1.0
     step: float = 10.0 ** math.floor(math.log10(span / most))
@@ -121,7 +121,7 @@ def _words(row: Row) -> str:
     )
 
 
-def _spread(wanted: Sequence[float], low: float, high: float) -> list[float]:
+def _spread(wanted: Sequence[float], low: float | int, high: float | int) -> list[float]:
     """Heights near those wanted, `_APART` pixels from one another, in the same order."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     found, last = [0.0] * len(wanted), low - _APART
@@ -183,13 +183,20 @@ def _axes(pen: ImageDraw.ImageDraw, layout: Layout, scale: int) -> None:
 
 
 def _text(
-    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, colour: str, scale: int, anchor: str, size: int
+    pen: ImageDraw.ImageDraw, x: float | int, y: float | int, text: str, colour: str, scale: int, anchor: str, size: int
 ) -> None:
     pen.text((x * scale, y * scale), text, fill=colour, anchor=anchor, font=ImageFont.load_default(size * scale))
 
 
 def _shape(
-    pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, colour: str, scale: int, *, hollow: bool = False
+    pen: ImageDraw.ImageDraw,
+    shape: str,
+    x: float | int,
+    y: float | int,
+    colour: str,
+    scale: int,
+    *,
+    hollow: bool = False,
 ) -> None:
     x, y, r = x * scale, y * scale, 4.5 * scale
     inside = "white" if hollow else colour

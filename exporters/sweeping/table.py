@@ -99,7 +99,7 @@ def rows_of_points(
                 tokens=record["tokens"],
                 is_control=record["method"] in controls,
                 entering=record["numbers"]["tokens_entering"],
-                mean=record["numbers"]["tokens_mean"],
+                mean=float(record["numbers"]["tokens_mean"]),
                 kv_mib=record["numbers"]["kv_mib"],
                 encoder=costs[place][0],
                 prefill=costs[place][1],

@@ -120,7 +120,7 @@ class Sweeper:
 
     def _role(self, name: str, results: list[RewriteResult]) -> Role:
         runs = tuple(partial(TorchSpeaker, result.graphs) for result in results)
-        return Role(name=name, method=name, runtime="torch", tokens=0, mean=0, runs=runs)
+        return Role(name=name, method=name, runtime="torch", tokens=0, mean=0.0, runs=runs)
 
     def _kept(self, result: RewriteResult, method: str, tokens: int) -> Record:
         """What the last stage keeps of the first picture, beside its first question."""

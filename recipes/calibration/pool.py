@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from tokcarve.passes.errors import RecipeError
 from tokcarve.recipes.journal import LineJournal, Record, Task
@@ -16,6 +16,7 @@ Progress = Callable[[str, int, int], None]
 J = TypeVar("J", bound=LineJournal)
 
 
+@runtime_checkable
 class Job(Protocol):
     """What tasks are about: small enough to be sent to where they are done."""
 
