@@ -93,7 +93,7 @@ def cast_of(
     else:
         speakers = (studio.whole, partial(studio.carved, budget))
     roles = [
-        Role(name=UNPRUNED, method="none", runtime=runtime, tokens=total, mean=total, runs=speakers[:1]),
+        Role(name=UNPRUNED, method="none", runtime=runtime, tokens=total, mean=float(total), runs=speakers[:1]),
         Role(name=PRUNED, method=manifest.method.name, runtime=runtime, tokens=count, mean=mean, runs=speakers[1:]),
     ]
     notes: tuple[str, ...] = ()
@@ -150,7 +150,7 @@ def _carved(
             settings = [{"seed": seed} for seed in range(RANDOM_SEEDS)] if name == "random" else [{}]
             runs = tuple(partial(studio.control, name, one, tokens) for one in settings)
             title = name if tokens == counts[0] else f"{name} {tokens}"
-            made.append(Role(name=title, method=name, runtime="torch", tokens=tokens, mean=tokens, runs=runs))
+            made.append(Role(name=title, method=name, runtime="torch", tokens=tokens, mean=float(tokens), runs=runs))
     return made, ()
 
 

@@ -9,7 +9,7 @@ __all__ = ["manifest"]
 
 
 def manifest() -> Any:
-    """What the entry point group `lmms_eval.models` asks for: a ModelManifest (lmms-eval 0.6 or newer)."""
+    """What the entry point group `lmms_eval.models` asks for: a ModelManifest (lmms-eval 0.6.1 or newer)."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(

@@ -16,16 +16,15 @@ _ARTICLES = frozenset(("a", "an", "the"))
 def normalised(text: str) -> str:
     """`text` as answers are compared, in this order:
 
-    lower case; apostrophes vanish ("don't" is "dont"); a comma between digits vanishes, a point or comma there before
-    decimals stays a point; a minus before a number stays; all other punctuation becomes a space; "zero" to "ten" and
-    "none" become digits; the articles a, an and the vanish unless nothing else is left; white space becomes one space.
+    lower case; apostrophes vanish ("don't" is "dont"); a comma before thousands vanishes ("1,000"), a point between
+    digits and a minus before a number stay; all other punctuation becomes a space; "zero" to "ten" and "none" become
+    digits; the articles a, an and the vanish unless nothing else is left; white space becomes one space.
     """
     text = re.sub(r"['’`]", "", text.lower())
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"(?<=\d),(?=\d)", ".", text)
     text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text)
-    text = re.sub(r"(?<![^\s(])-(?=\d)", "\0", text)
-    text = re.sub(r"[^\w\s.\0]|_", " ", text).replace("\0", "-")
+    text = re.sub(r"[^\w\s.-]|_", " ", text)
+    text = re.sub(r"(?<=\S)-|-(?!\d)", " ", text)
     words = [_WORDS.get(word, word) for word in text.split()]
     return " ".join([word for word in words if word not in _ARTICLES] or words)
 

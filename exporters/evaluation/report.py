@@ -1,4 +1,4 @@
-"""The record of an evaluation as tables: in Markdown for a file, in rows for a terminal."""
+"""The record of an evaluation as tables, a column per side: in Markdown for a file, in rows for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,16 +7,19 @@ from typing import Any
 __all__ = ["Table", "markdown", "tables"]
 
 _SCORES = {"score": "score", "macro": "by family", "exact": "exact", "loyalty": "loyal"}
-_APART = {"hallucination": "yes to what is absent", "localisation": "place right"}
-_DIFFERENCES = {
-    "score": "score",
-    "macro": "score by family",
-    "loyalty": "loyal",
-    "kl": "KL",
-    "hallucination": "yes to absent",
-    "localisation": "place right",
+_NATS = {"kl": "KL", "kl_first": "KL, first"}
+_POPE = {
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "yes_ratio": "said yes",
+    "unclear": "said neither",
 }
-_NATS = frozenset(("kl", "kl_first"))
+_APART = {"hallucination": "yes to absent", "localisation": "place right"}
+_DIFFERENCES = ("score", "macro", "exact", "loyalty", "kl", "hallucination", "localisation")
+
+_Sides = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,33 +33,21 @@ class Table:
 
 def tables(record: Mapping[str, Any]) -> list[Table]:
     """What a reader needs, in order: scores, families, yes-no questions, hallucination and places, differences."""
-    sides: Mapping[str, Mapping[str, Any]] = record["sides"]
-    families = list(next(iter(sides.values()))["families"])
-    made = [
-        Table(
-            title="scores, percent; KL from the unpruned, nats per token",
-            heads=("side", "tokens", "mean", *_SCORES.values(), "KL", "first"),
-            rows=[_scores(name, side) for name, side in sides.items()],
-        )
-    ]
-    if families:
-        heads = ("side", *families)
-        rows = [(name, *(_share(side["families"][one]) for one in families)) for name, side in sides.items()]
-        made.append(Table(title="score by family, percent", heads=heads, rows=rows))
-    if all(side["pope"] for side in sides.values()):
-        heads = ("side", "accuracy", "precision", "recall", "F1", "yes", "neither")
-        keys = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unclear")
-        rows = [(name, *(_share(side["pope"][one]) for one in keys)) for name, side in sides.items()]
-        made.append(Table(title="yes-no questions as POPE scores them, percent", heads=heads, rows=rows))
-    apart = [key for key in _APART if all(side[key] is not None for side in sides.values())]
-    if apart:
-        heads = ("side", *(_APART[key] for key in apart))
-        rows = [(name, *(_share(side[key]) for key in apart)) for name, side in sides.items()]
-        made.append(Table(title="hallucination and localisation, percent", heads=heads, rows=rows))
-    rows = [row for name, one in record["differences"].items() for row in _differences(name, one)]
-    heads = ("difference", "of", "is", "from", "to")
-    made.append(Table(title="differences in points (KL: nats), 95 % intervals over images", heads=heads, rows=rows))
-    return made
+    sides: _Sides = record["sides"]
+    first = next(iter(sides.values()))
+    counts = [("tokens", *(str(one["tokens"]) for one in sides.values()))]
+    counts.append(("mean tokens", *(f"{one['tokens_mean']:.4g}" for one in sides.values())))
+    if any(one["runs"] > 1 for one in sides.values()):
+        counts.append(("runs", *(str(one["runs"]) for one in sides.values())))
+    nats = [(title, *(f"{one[key]:.4f}" for one in sides.values())) for key, title in _NATS.items()]
+    parts = {"scores, percent (KL: nats per token)": [*counts, *_shares(sides, _SCORES), *nats]}
+    parts["score by family, percent"] = _shares(sides, {one: one for one in first["families"]}, "families")
+    if first["pope"]:
+        parts["yes-no questions as POPE scores them, percent"] = _shares(sides, _POPE, "pope")
+    apart = {key: title for key, title in _APART.items() if first[key] is not None}
+    parts["hallucination and localisation, percent"] = _shares(sides, apart)
+    made = [Table(title=title, heads=("", *sides), rows=rows) for title, rows in parts.items() if rows]
+    return [*made, _differences(record["differences"])]
 
 
 def markdown(record: Mapping[str, Any]) -> str:
@@ -76,7 +67,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"- gate ({gate['rule']}): {state}; {gate['detail']}",
         f"- ran on {'; '.join(ran)}",
         "- score: VQA's soft match, mean over questions; by family: mean over families; loyal: answers equal to the "
-        "unpruned model's; first: KL of the first token",
+        "unpruned model's; mean tokens: over the layers of the language model",
         *(f"- {note}" for note in record["notes"]),
     ]
     for table in tables(record):
@@ -87,37 +78,31 @@ def markdown(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _scores(name: str, side: Mapping[str, Any]) -> tuple[str, ...]:
-    runs = f" ({side['runs']} draws)" if side["runs"] > 1 else ""
-    shares = (_share(side[key]) for key in _SCORES)
-    nats = (_nats(side[key]) for key in ("kl", "kl_first"))
-    counts = (str(side["tokens"]), f"{side['tokens_mean']:.4g}")
-    return (f"{name}{runs}", *counts, *shares, *nats)
+def _shares(sides: _Sides, titles: Mapping[str, str], group: str | None = None) -> list[tuple[str, ...]]:
+    """A row per measure, of a group of the record where one is named."""
+    found = [side if group is None else side[group] for side in sides.values()]
+    return [(title, *(_percent(one[key]) for one in found)) for key, title in titles.items()]
 
 
-def _differences(name: str, found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row per difference; those of divergences are in nats, all others in points."""
-    rows = []
-    for key, title in _DIFFERENCES.items():
-        if found[key] is not None:
-            rows.append((name, title, *(_gap(key, value) for value in found[key])))
-    if found["pope"]:
-        rows.append((name, "yes-no F1", *(_gap("f1", value) for value in found["pope"]["f1"] or [None] * 3)))
-    return rows
+def _differences(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row per measure, a column per side that the artifact is compared with."""
+    titles = {**_SCORES, **_NATS, **_APART}
+    keys = [key for key in _DIFFERENCES if all(one[key] is not None for one in found.values())]
+    rows = [(titles[key], *(_gap(key, one[key]) for one in found.values())) for key in keys]
+    if all(one["pope"] and one["pope"]["f1"] for one in found.values()):
+        rows.append(("F1", *(_gap("f1", one["pope"]["f1"]) for one in found.values())))
+    title = "differences in points (KL: nats) with 95 % intervals over images"
+    return Table(title=title, heads=("", *found), rows=rows)
 
 
-def _gap(key: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:+.4f}" if key in _NATS else f"{100 * value:+.1f}"
+def _gap(key: str, found: Sequence[float | None]) -> str:
+    """A difference and its interval: those of divergences are in nats, all others in points."""
+    spelled = ["" if one is None else f"{one:+.4f}" if key in _NATS else f"{100 * one:+.1f}" for one in found]
+    return f"{spelled[0]} [{spelled[1]}, {spelled[2]}]" if spelled[1] else f"{spelled[0]} (no interval)"
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.4f}"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -75,7 +75,9 @@ class Measures:
     def values(self) -> dict[str, float | None]:
         """Every measure; None where no question is about it."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            made = {name: float(one.value(one.columns.sum(axis=0))) for name, one in self._found.items()}
+            made = {
+                name: float(one.value(one.columns.sum(axis=0, keepdims=True))[0]) for name, one in self._found.items()
+            }
         return {name: value if np.isfinite(value) else None for name, value in made.items()}
 
     def less(self, other: "Measures", seed: int) -> dict[str, list[float | None] | None]:
@@ -172,5 +174,5 @@ def _mean_of_ratios(sums: Floats) -> Floats:
     hits, counts = np.split(sums, 2, axis=-1)
     drawn = counts > 0
     ratios = np.where(drawn, hits / np.where(drawn, counts, 1), 0)
-    mean: Floats = ratios.sum(axis=-1) / drawn.sum(axis=-1)
+    mean: Floats = np.asarray(ratios.sum(axis=-1) / drawn.sum(axis=-1))
     return mean

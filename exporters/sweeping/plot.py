@@ -126,14 +126,14 @@ def _spread(wanted: Sequence[float], low: float | int, high: float | int) -> lis
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     found, last = [0.0] * len(wanted), low - _APART
     for i in order:
-        found[i] = last = max(wanted[i], last + _APART)
+        found[i] = last = max(float(wanted[i]), last + _APART)
     beyond = max(0.0, last - high)
     ceiling = high
     for i in reversed(order):
         if beyond:
             found[i] = ceiling = min(found[i], ceiling)
             ceiling -= _APART
-    return [round(one, 1) for one in found]
+    return [round(float(one), 1) for one in found]
 
 
 def as_svg(layout: Layout) -> str:

@@ -48,7 +48,7 @@ ROWS = [
 
 def test_ticks_by_hand() -> None:
     assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
-    assert ticks(93.2, 98.5) == [93, 94, 95, 96, 97, 98, 99]
+    assert ticks(93.2, 98.5) == [92, 94, 96, 98, 100]
     assert ticks(5, 5)[0] <= 5 <= ticks(5, 5)[-1]
 
 
