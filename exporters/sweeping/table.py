@@ -121,7 +121,7 @@ def rows_of_points(
     return tuple(rows)
 
 
-def front(costs: Sequence[float], scores: Sequence[float]) -> list[bool]:
+def front(costs: Sequence[float | int], scores: Sequence[float | int]) -> list[bool]:
     """Whether no other point is as cheap and as good, and better in one of both."""
 
     def beaten(i: int) -> bool:
