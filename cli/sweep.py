@@ -7,6 +7,7 @@ refused: "METHOD at N" and why. `out` holds report.html, pareto.svg, pareto.png,
 the same command goes on after an interruption.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tokcarve.exporters.sweeping.table import Row
 
 __all__ = ["sweep"]
+
+POINTS = "points.jsonl"
 
 
 def sweep(
@@ -40,6 +43,7 @@ def sweep(
 
     chosen, counts = named(methods), _counts(tokens)
     check_target(out)
+    _check_folder(out)
 
     from tokcarve.exporters.sweeping import sweep as run
     from tokcarve.exporters.sweeping.report import write_report
@@ -51,7 +55,7 @@ def sweep(
             model,
             methods=chosen,
             tokens=counts,
-            out=out,
+            points=out / POINTS,
             data=data,
             limit=limit,
             measure=measure,
@@ -60,22 +64,24 @@ def sweep(
             seed=seed,
             tell=progress,
         )
-    command = ["tokcarve", "sweep", model, "--methods", ",".join(chosen), "--tokens", ",".join(map(str, counts))]
-    command += [] if data is None else ["--data", str(data)]
-    command += [] if limit is None else ["--limit", str(limit)]
-    command += [
-        *(["--measure"] if measure else []),
-        *([] if gate else ["--no-gate"]),
-        "--seed",
-        str(seed),
-        "-o",
-        str(out),
-    ]
-    write_report(made, load_image_processor(resolve(model).path), out, command)
+    given = {"--methods": ",".join(chosen), "--tokens": ",".join(map(str, counts)), "--data": data, "--limit": limit}
+    said = {**given, "--measure": measure, "--no-gate": not gate, "--seed": seed, "-o": out}
+    write_report(made, load_image_processor(resolve(model).path), out, _command(model, said))
     if as_json:
         emit_json("sweep", {"out": str(out), **made.record()})
     else:
         _print(made, out)
+
+
+def _command(model: str, said: Mapping[str, object]) -> list[str]:
+    """What repeats the sweep: flags by name, without those that are off."""
+    words = ["tokcarve", "sweep", model]
+    for name, value in said.items():
+        if value is True:
+            words.append(name)
+        elif value is not None and value is not False:
+            words += [name, str(value)]
+    return words
 
 
 def _counts(text: str) -> list[int]:
@@ -86,6 +92,14 @@ def _counts(text: str) -> list[int]:
         return [int(one) for one in text.split(",")]
     except ValueError:
         raise BudgetError(f"--tokens {text} is no list of counts; give some such as 64,128") from None
+
+
+def _check_folder(out: Path) -> None:
+    """ArtifactError for a directory with files that are not of a sweep, among which ours would be lost."""
+    from tokcarve.passes.errors import ArtifactError
+
+    if out.is_dir() and any(out.iterdir()) and not (out / POINTS).is_file():
+        raise ArtifactError(f"{out} holds files and no {POINTS}, so it is no sweep to go on with; choose another -o")
 
 
 def _print(made: "Sweep", out: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,10 @@ from tokcarve.recipes.carve import method_of, planned
 from tokcarve.recipes.journal import LineJournal, Record, Task, differences, read_journal
 from tokcarve.recipes.make import make_recipe
 
-__all__ = ["CONTROLS", "POINTS", "Sweep", "sweep"]
+__all__ = ["CONTROLS", "Sweep", "sweep"]
 
 CONTROLS = ("random", "uniform")
 """Always among the methods: what says nothing of an image and is hard to beat."""
-POINTS = "points.jsonl"
 _DEPENDS = ("tokcarve", "torch", "transformers", "numpy", "pillow", "tokenizers")
 
 Tell = Callable[[str, int, int], None]
@@ -68,7 +68,7 @@ def sweep(
     *,
     methods: Sequence[str],
     tokens: Sequence[int],
-    out: Path,
+    points: Path,
     data: Path | None = None,
     limit: int | None = None,
     measure: bool = False,
@@ -77,7 +77,7 @@ def sweep(
     seed: int = 0,
     tell: Tell | None = None,
 ) -> Sweep:
-    """The sweep of `methods` and controls by `tokens`; points that `out`/points.jsonl has are not computed again.
+    """The sweep of `methods` and controls by `tokens`; what the file `points` has is not computed again.
 
     Raises, before any model is read, ModelError, MethodError for an unknown method or where no point is possible,
     BudgetError for a count that does not fit, SampleError for questions that are none or points that were made from
@@ -90,7 +90,7 @@ def sweep(
     geometry = families.geometry(read_config(checkpoint.path))
     tasks, refused = _tasks(model, geometry, methods, tokens)
     asked = questions_of(Preparer(checkpoint.path, geometry.image_token_id), data, limit)
-    runner = _runner(checkpoint, asked, data, limit, out, on, tell)
+    runner = _runner(checkpoint, asked, data, limit, points, on, tell)
     with _open(runner):
         plain = next(runner.map(tasks[:1], "the unpruned model"))
         hits = [
@@ -101,17 +101,14 @@ def sweep(
         records = [plain, *runner.map(tasks[1:], "points")]
         timed = [{**task, "do": "measure"} for task in tasks[1:]] if measure else []
         times = list(runner.map(timed, "exporting and timing"))
-    points = [
-        Point(record=record, measured=one)
-        for record, one in zip(records, [None, *times] if measure else [None] * len(records), strict=True)
-    ]
+    found = [Point(record=one, measured=time) for one, time in zip_longest(records, [None, *times])]
     about = _about(model, checkpoint, geometry, asked, tasks, on)
     about |= {"gate": opened.record(), "limit": limit, "data": None if data is None else str(data), "seed": seed}
     return Sweep(
         model=model,
         geometry=geometry,
         asked=asked,
-        rows=rows_of_points(points, asked, CONTROLS, seed),
+        rows=rows_of_points(found, asked, CONTROLS, seed),
         refused=refused,
         about=about,
         kept=tuple(record["kept"] for record in records),
@@ -157,7 +154,7 @@ def _runner(
     asked: QuestionSet,
     data: Path | None,
     limit: int | None,
-    out: Path,
+    points: Path,
     on: str,
     tell: Tell | None,
 ) -> Runner[LineJournal]:
@@ -175,7 +172,7 @@ def _runner(
         "most tokens": MAX_NEW,
         "versions": " ".join(f"{name} {version(name)}" for name in _DEPENDS) + f" python {platform.python_version()}",
     }
-    return Runner(pool_of(on, job), _journal(out / POINTS, facts), tell)
+    return Runner(pool_of(on, job), _journal(points, facts), tell)
 
 
 def _journal(path: Path, facts: Mapping[str, Any]) -> LineJournal:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import open_page
+from device_shell import on_a_device
 from models import build, write
 from PIL import Image
 from refusals import refused
@@ -141,10 +142,13 @@ def test_points_of_other_questions_are_not_gone_on_with(place: Path, done: tuple
         ({"--on": "mars"}, "--on mars is no place to work"),
         ({"--measure": None, "--on": "ray"}, "--measure takes times here"),
         ({"-o": "file"}, "file is a file"),
+        ({"-o": "folder"}, "folder holds files and no points.jsonl"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(place: Path, change: dict[str, str | None], message: str) -> None:
     Path("file").write_text("")
+    Path("folder").mkdir()
+    Path("folder/mine.txt").write_text("")
     given: dict[str, object] = {"--methods": "vtc_cls", "--tokens": "16", "--data": place / "asked.jsonl", "-o": "out"}
     pairs = [part for name, value in {**given, **change}.items() for part in (name, value) if part is not None]
     assert message in refused("sweep", place / "small", *pairs)
@@ -153,6 +157,11 @@ def test_bad_input_is_one_sentence_and_exit_code_2(place: Path, change: dict[str
 def test_an_unpruned_model_that_fails_stops_it(place: Path) -> None:
     made = run(*[word for word in words(place) if word != "--no-gate"])
     assert made.exit_code == 2 and "does not clear the gate" in made.stderr and not Path("out/report.html").exists()
+
+
+def test_without_torch_it_names_the_extra(place: Path) -> None:
+    made = on_a_device("sweep", *words(place))
+    assert made.returncode == 2 and "pip install 'tokcarve[compress]'" in made.stderr and not Path("out").exists()
 
 
 def test_points_that_cannot_be_are_listed(place: Path, done: tuple[Path, dict[str, Any]]) -> None:
