@@ -1,6 +1,7 @@
 """Torch modules as ONNX graphs with static shapes, in the opset that was asked for."""
 
 import contextlib
+import functools
 import inspect
 import logging
 import warnings
@@ -49,6 +50,7 @@ def lower(
     """
     if len(inputs) != len(input_names):
         raise ExportError(f"a graph with the inputs {list(input_names)} was given {len(inputs)} example tensors")
+    _keep_operators()
     try:
         with _quiet(), torch.no_grad():
             exported = torch.export.export(
@@ -76,6 +78,17 @@ def lower(
     else:
         _require_static(model, type(module).__name__)
     return model
+
+
+@functools.cache
+def _keep_operators() -> None:
+    """Lets torch keep what it read of the operators it can write, which it else reads anew for every graph, for a sixth
+    of an export's time. A torch that has the reader elsewhere goes on as it does."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from torch.onnx._internal._lazy_import import onnxscript_apis
+
+        # an attribute of the proxy comes before the module's own, which stays as it is
+        setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))  # noqa: B010
 
 
 def _dynamic(module: nn.Module, input_names: Sequence[str], opens: Mapping[str, Mapping[int, str]]) -> Any:

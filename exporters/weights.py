@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ ALIGNMENT = 64
 """Bytes: a cache line. Tensors of a mebibyte and more start on a page (4096), so that a runtime can map them."""
 
 _LARGE, _PAGE = 1 << 20, 4096
-_PIECE = 1 << 26  # bytes written at once, at least a row
+_PIECE = 1 << 24  # bytes written at once, at least a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class WeightFile:
 
     def __enter__(self) -> "WeightFile":
         self._file, self._whole = self.path.open("wb"), hashlib.sha256()
-        self._hashing = ThreadPoolExecutor(max_workers=1)
+        self._hashing, self._hashed = ThreadPoolExecutor(max_workers=2), list[Future[None]]()
         return self
 
     def __exit__(
@@ -74,6 +74,7 @@ class WeightFile:
     @property
     def record(self) -> FaceFile:
         """Size and SHA-256 of what was written so far, which need not be read again for it."""
+        self._settle()
         return FaceFile(bytes=self._written, sha256=self._whole.hexdigest())
 
     def flush(self) -> None:
@@ -152,21 +153,22 @@ class WeightFile:
         offset = self._written
         for part in itertools.chain([first], parts):
             self._append(part, digest)
+        self._settle()
         length, sha256 = self._written - offset, digest.hexdigest()
         self.placed.append(Placed(name=name, offset=offset, length=length, file=self.path.name, sha256=sha256))
         return self.placed[-1]
 
     def _append(self, part: memoryview, *digests: Any) -> None:
-        """Writes while another thread takes the hashes."""
-
-        def update() -> None:
-            for digest in (self._whole, *digests):
-                digest.update(part)
-
-        done = self._hashing.submit(update)
+        """Writes `part`; other threads take its hashes meanwhile and while the next part is read and converted."""
+        self._settle()
+        self._hashed = [self._hashing.submit(digest.update, part) for digest in (self._whole, *digests)]
         self._file.write(part)
         self._written += len(part)
-        done.result()
+
+    def _settle(self) -> None:
+        for done in self._hashed:
+            done.result()
+        self._hashed = []
 
 
 def aligned(end: int, length: int) -> int:

@@ -42,6 +42,7 @@ TORCH_FREE = (
     "tokcarve.recipes.schema",
     "tokcarve.tiny",
 )
+BARE = "import typer\napp = typer.Typer()\napp.command('verb')(lambda: None)\napp(['--help'])"
 BLOCKED = ("torch", "torchvision", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub")
 
 
@@ -90,12 +91,15 @@ def test_help_is_quick_and_loads_nothing_large() -> None:
         "large = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'pydantic', 'tokenizers'}\n"
         "assert not large & set(sys.modules), large & set(sys.modules)\n"
     )
-    seconds = []
-    for _ in range(3):
-        # the processor's own time: the wall clock of a busy machine says little
-        before = os.times()
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        after = os.times()
-        assert done.returncode == 0, done.stderr
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(seconds) < 0.3, f"tokcarve --help took {min(seconds):.2f} s"
+    # beside the smallest command line of this kind: a slow machine is slow at both
+    ours, least = (min(_processor_seconds(one) for _ in range(3)) for one in (script, BARE))
+    assert ours < 2 * least, f"tokcarve --help took {ours:.2f} s, that of an empty program {least:.2f} s"
+
+
+def _processor_seconds(script: str) -> float:
+    """What a Python process took of the processor: the wall clock of a busy machine says little."""
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    return after.children_user + after.children_system - before.children_user - before.children_system

@@ -121,7 +121,7 @@ class Interview:
 
     def _hold(self, number: int, logits: Floats) -> None:
         if logits.nbytes <= self._room:
-            self._held[number] = logits
+            self._held[number] = logits.copy()  # what is given may be a view of a whole batch
             self._room -= logits.nbytes
 
     def _logits(self, number: int, asked: Asked) -> Floats:

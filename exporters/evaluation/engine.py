@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,12 +13,12 @@ import numpy as np
 
 from tokcarve.exporters.device.face import EXPORT, RECORD
 from tokcarve.exporters.evaluation.answering import Interview, Tell
-from tokcarve.exporters.evaluation.cast import UNPRUNED, Cast, Role, cast_of
+from tokcarve.exporters.evaluation.cast import Cast, Role, cast_of
 from tokcarve.exporters.evaluation.files import check_place, journal_of, write_evaluation
 from tokcarve.exporters.evaluation.gate import Gate, check_floor, gate_of
 from tokcarve.exporters.evaluation.questions import Question, QuestionSet, open_questions, usable
 from tokcarve.exporters.evaluation.record import Side, evaluation_record
-from tokcarve.exporters.evaluation.scores import Answer, measures, soft
+from tokcarve.exporters.evaluation.scores import Answer, Floats, measures, soft
 from tokcarve.exporters.evaluation.speaking import Preparer
 from tokcarve.passes.errors import ArtifactError
 from tokcarve.passes.inputs.prompt import PromptError
@@ -93,45 +94,57 @@ def evaluate(
     facts = {**_facts(found, cast, runtime), "questions": asked.sha256, "most tokens": most, "budget": tokens}
     journal, begun = _journal(out, facts)
     interview = Interview(asked.questions, preparer, journal, most, tell)
-    try:
-        full = interview.unpruned(cast.roles[0])
-        hits = np.array([soft(one.text, question.answers) for one, question in zip(full, asked.questions, strict=True)])
-        weights = found.manifest.model.weights
-        opened = gate_of(asked, hits, weights, floor=floor, ignored=not gate, seed=seed)
-        opened.insist()
-        answers = {UNPRUNED: [full], **{role.name: interview.others(role) for role in cast.roles[1:]}}
-    except KeyboardInterrupt:
-        kept = "what was answered so far is kept, the same command goes on" if out is not None else ""
-        raise KeyboardInterrupt(kept) from None
-    finally:
-        journal.close(done=False)
+    weights = found.manifest.model.weights
+    with _kept(journal):
+        opened, answers = _answered(
+            interview, cast, lambda hits: gate_of(asked, hits, weights, floor=floor, ignored=not gate, seed=seed)
+        )
     sides = [_side(interview, role, asked, answers[role.name]) for role in cast.roles]
-    manifest = found.manifest
-    about: dict[str, Any] = {"artifact": str(found.directory), "model": manifest.model.name}
-    about |= {"method": manifest.method.name}
-    about |= {"runtime": runtime, "max_new": most, "seed": seed}
-    assumed = [f"not checked: {one}" for one in found.manifest.not_checked if "not calibrated" in one]
-    made = _evaluation(about, asked, opened, sides, (*assumed, *begun, *cast.notes), answers)
+    about = {**_about(found), "runtime": runtime, "max_new": most, "seed": seed}
+    fields = evaluation_record(about, asked, opened, sides, (*_assumed(found), *begun, *cast.notes))
+    made = Evaluation(fields=fields, questions=asked.questions, answers=answers)
     if out is not None:
         write_evaluation(out, made.record(), made.lines())
         journal.close(done=True)
     return made
 
 
-def _evaluation(
-    about: dict[str, Any],
-    asked: QuestionSet,
-    opened: Gate,
-    sides: Sequence[Side],
-    notes: Sequence[str],
-    answers: Mapping[str, Sequence[Sequence[Answer]]],
-) -> Evaluation:
-    fields = evaluation_record(about, asked, opened, sides, notes)
-    return Evaluation(fields=fields, questions=asked.questions, answers=answers)
+@contextmanager
+def _kept(journal: LineJournal) -> Iterator[None]:
+    """Work whose answers are kept, whatever ends it; an interruption says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = "what was answered so far is kept, the same command goes on" if journal.path is not None else ""
+        raise KeyboardInterrupt(kept) from None
+    finally:
+        journal.close(done=False)
 
 
 def _side(interview: Interview, role: Role, asked: QuestionSet, runs: Sequence[Sequence[Answer]]) -> Side:
     return Side(role=role, provider=interview.provider(role), measures=measures(asked.questions, asked.groups, runs))
+
+
+def _answered(
+    interview: Interview, cast: Cast, gate: Callable[[Floats], Gate]
+) -> tuple[Gate, dict[str, list[list[Answer]]]]:
+    """Every side's answers, and the gate that the unpruned model's had to clear before any other was asked."""
+    whole, *others = cast.roles
+    full = interview.unpruned(whole)
+    pairs = zip(full, interview.questions, strict=True)
+    opened = gate(np.array([soft(answer.text, question.answers) for answer, question in pairs]))
+    opened.insist()
+    return opened, {whole.name: [full], **{role.name: interview.others(role) for role in others}}
+
+
+def _about(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {"artifact": str(artifact.directory), "model": manifest.model.name, "method": manifest.method.name}
+
+
+def _assumed(artifact: Artifact) -> list[str]:
+    """What `compress` says that it assumed instead of calibrating it: it costs answers."""
+    return [f"not checked: {one}" for one in artifact.manifest.not_checked if "not calibrated" in one]
 
 
 def _allowed(max_new: int | None, cast: Cast) -> int:

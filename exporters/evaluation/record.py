@@ -84,7 +84,7 @@ def _verdict(whole: Side, pruned: Side, best: Side | None, differences: Mapping[
     scores = [side.measures.values()["score"] or 0.0 for side in (pruned, whole)]
     loss, *gains = (one["score"] for one in differences.values())
     counts = f"{pruned.role.tokens} of {whole.role.tokens} visual tokens"
-    text = f"with {counts} {scores[0]:.1%} of the answers are right instead of {scores[1]:.1%}: {spelled(loss)}"
+    text = f"with {counts} {scores[0]:.1%} of the answers are right instead of {scores[1]:.1%}: {_spelled(loss)}"
     if best is None:
         return f"{text}; no control says what dropping blindly would cost"
     gain: Difference = gains[0]
@@ -96,10 +96,10 @@ def _verdict(whole: Side, pruned: Side, best: Side | None, differences: Mapping[
         won = "is worse than"
     else:
         won = "cannot be told from"
-    return f"{text}; it {won} the best control, {best.role.name}: {spelled(gain)}"
+    return f"{text}; it {won} the best control, {best.role.name}: {_spelled(gain)}"
 
 
-def spelled(found: Difference) -> str:
+def _spelled(found: Difference) -> str:
     """A difference of shares in points with its interval."""
     if found is None or found[0] is None:
         return "not defined"

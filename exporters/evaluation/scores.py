@@ -16,7 +16,7 @@ from tokcarve.exporters.evaluation.normalise import normalised, polarity
 from tokcarve.exporters.evaluation.questions import Question
 from tokcarve.recipes.calibration.intervals import redrawn
 
-__all__ = ["Answer", "Measures", "constant", "exact", "measures", "soft"]
+__all__ = ["Answer", "Floats", "Measures", "constant", "exact", "measures", "soft"]
 
 Floats = NDArray[np.float64]
 

@@ -101,7 +101,7 @@ def test_files_are_the_record_a_page_and_a_line_per_question(toy: Path, tmp_path
     rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert rows == made.lines() and len(rows) == IMAGES
     page = (out / "evaluation.md").read_text()
-    assert "| unpruned | 16 | 16 | 100.0 |" in page and "gate (constant): open" in page
+    assert "|  | unpruned | pruned |" in page and "| score | 100.0 | " in page and "gate (constant): open" in page
     assert {path.name for path in tmp_path.iterdir()} == {"out"}, "the journal is gone"
     ask(toy, data, out=out)
     (out / "mine.txt").write_text("x")

@@ -43,12 +43,32 @@ def select(golden: Recorded, features: dict[str, Tensor], budget: str) -> tuple[
     return picked, take(weight, picked) ** 2 * fresh, top_in_order(keeping(weight, picked, fresh), count)
 
 
+def same_order(picked: Tensor, recorded: Tensor, gains: Tensor) -> bool:
+    """Whether two orders [images, count] are equal, but for neighbours whose recorded gains differ by less than one in
+    a thousand: processors that round otherwise take those the other way round."""
+    turned = picked.clone()
+    near = (gains[:, :-1] - gains[:, 1:]).abs() < 1e-3 * gains[:, 1:].abs()
+    for image, step in ((picked != recorded)[:, :-1] & near).nonzero().tolist():
+        pair = [step, step + 1]
+        if picked[image, pair].tolist() == recorded[image, pair].flip(0).tolist():
+            turned[image, pair] = recorded[image, pair]
+    return torch.equal(turned, recorded)
+
+
+def test_only_near_ties_may_change_places() -> None:
+    gains = torch.tensor([[4.0, 3.0, 2.0, 1.9999]])
+    recorded = torch.tensor([[7, 8, 9, 10]])
+    assert same_order(recorded, recorded, gains) and same_order(torch.tensor([[7, 8, 10, 9]]), recorded, gains)
+    for other in ([8, 7, 9, 10], [7, 9, 8, 10], [7, 8, 10, 11], [7, 8, 9, 11]):
+        assert not same_order(torch.tensor([other]), recorded, gains), other
+
+
 @pytest.mark.parametrize("budget", [*WHOLE, *WIDE])
 def test_it_picks_what_its_authors_code_picks(golden: Recorded, features: dict[str, Tensor], budget: str) -> None:
     assert all(golden.trusted(i, budget) for i in IMAGES)
     torch.testing.assert_close(relevant(golden, budget), golden.stack(budget, "relevance"), atol=1e-6, rtol=1e-5)
     picked, gains, kept = select(golden, features, budget)
-    assert torch.equal(picked, golden.stack(budget, "selection_order").long())
+    assert same_order(picked, golden.stack(budget, "selection_order").long(), golden.stack(budget, "gains"))
     torch.testing.assert_close(gains.double(), golden.stack(budget, "gains"), atol=2e-6, rtol=1e-4)
     assert torch.equal(kept, golden.stack(budget, "kept").long())
 
