@@ -1,7 +1,7 @@
 """A picture of a page as a browser shows it, for the documentation.
 
 tokcarve sweep tiny --methods tome,cdpruner,vtc_cls,pyramiddrop --tokens 64,32 --limit 48 -o sweep-tiny
-python benchmarks/screenshot.py sweep-tiny/report.html --size 1000 1180 --out docs/sweep.png
+python benchmarks/screenshot.py sweep-tiny/report.html --size 1240 1240 --out docs/sweep.png
 """
 
 import argparse
