@@ -20,6 +20,8 @@ from tokcarve.cli.plan import plan
 from tokcarve.cli.profile import profile
 from tokcarve.cli.recipes import recipes
 from tokcarve.cli.run import run
+from tokcarve.cli.show import show
+from tokcarve.cli.sweep import sweep
 from tokcarve.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -48,7 +50,7 @@ def _options(
     """Compile vision-language models with fewer visual tokens into static graphs for edge GPUs."""
 
 
-_VERBS = (compress, export, verify, run, profile, _eval, plan, recipes, compare, inspect, methods, doctor)
+_VERBS = (compress, export, verify, run, profile, _eval, show, sweep, plan, compare, recipes, inspect, methods, doctor)
 for _verb in _VERBS:
     app.command(_verb.__name__, cls=BareOptions)(guarded(_verb))
 

@@ -174,5 +174,5 @@ def _mean_of_ratios(sums: Floats) -> Floats:
     hits, counts = np.split(sums, 2, axis=-1)
     drawn = counts > 0
     ratios = np.where(drawn, hits / np.where(drawn, counts, 1), 0)
-    mean: Floats = ratios.sum(axis=-1) / drawn.sum(axis=-1)
+    mean: Floats = np.asarray(ratios.sum(axis=-1) / drawn.sum(axis=-1))
     return mean
