@@ -37,11 +37,13 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteResult:
-    """graphs: the new graphs, weights shared. schedule: the reductions in order. modified: whether any node changed."""
+    """graphs: the new graphs, weights shared. schedule: the reductions in order. modified: whether any node changed.
+    stages: what was inserted, observing stages too."""
 
     graphs: TokenGraphs
     schedule: tuple[StageRecord, ...]
     modified: bool
+    stages: tuple[Stage, ...] = ()
 
 
 def rewrite(graphs: TokenGraphs, stages: Sequence[Stage]) -> RewriteResult:
@@ -63,7 +65,7 @@ def rewrite(graphs: TokenGraphs, stages: Sequence[Stage]) -> RewriteResult:
         carved = insert_stage(carved, stage)
         rank, total = place, stage.keep
     schedule = schedule_of(stages, graphs.geometry.total)
-    return RewriteResult(graphs=carved, schedule=schedule, modified=bool(stages))
+    return RewriteResult(graphs=carved, schedule=schedule, modified=bool(stages), stages=tuple(stages))
 
 
 def schedule_of(stages: Sequence[Stage], total: int) -> tuple[StageRecord, ...]:

@@ -5,6 +5,7 @@ exported capacity, whose first rows prefill fills and to which every decode step
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,14 @@ Cache = dict[str, Array]
 
 
 class Pipeline:
-    """One side of a face, or a budget of a set; a graph is loaded when it is first used and stays until `release`."""
+    """One side of a face, or a budget of a set; a graph is loaded when it is first used and stays until `release`.
 
-    def __init__(self, face: Face, *, baseline: bool, budget: int | None = None) -> None:
-        self.face, self.baseline, self.budget = face, baseline, budget
+    `profile_to` is a directory where ONNX Runtime writes what every node took, in files named after the graphs."""
+
+    def __init__(
+        self, face: Face, *, baseline: bool, budget: int | None = None, profile_to: Path | None = None
+    ) -> None:
+        self.face, self.baseline, self.budget, self.profile_to = face, baseline, budget, profile_to
         self.record = face.record
         self.side = face.record.side(baseline, budget)
         self._graphs: dict[str, Graph] = {}
@@ -29,7 +34,8 @@ class Pipeline:
     def graph(self, name: str) -> Graph:
         """The graph `name`, loaded if need be; raises ExportError if ONNX Runtime cannot."""
         if name not in self._graphs:
-            self._graphs[name] = self.face.open(name, baseline=self.baseline, budget=self.budget)
+            file = None if self.profile_to is None else self.profile_to / name
+            self._graphs[name] = self.face.open(name, baseline=self.baseline, budget=self.budget, profile_to=file)
         return self._graphs[name]
 
     @property
@@ -63,9 +69,17 @@ class Pipeline:
 
     def kept(self, seen: Mapping[str, Array], prefilled: Mapping[str, Array]) -> Ids:
         """Patch ids [batch, keep] of the visual tokens that are left behind the last stage that chose."""
-        kept: Ids = seen["kept_indices"].astype(np.int64)
-        inside = [one for name, one in prefilled.items() if name.startswith("kept_indices.")]
-        return np.take_along_axis(kept, inside[-1], axis=1) if inside else kept
+        return list(self.kept_by_site(seen, prefilled).values())[-1]
+
+    def kept_by_site(self, seen: Mapping[str, Array], prefilled: Mapping[str, Array]) -> dict[str, Ids]:
+        """The same behind the vision graph, under "", and behind every site of the language model that chose."""
+        entered: Ids = seen["kept_indices"].astype(np.int64)
+        kept = {"": entered}
+        for name, inside in prefilled.items():
+            if name.startswith("kept_indices."):
+                site = name.replace("kept_indices.", "language.layers.")
+                kept[site] = np.take_along_axis(entered, inside, axis=1)
+        return kept
 
     def told(self, made: Mapping[str, Array]) -> dict[str, Array]:
         """What the method tells, by name, among the outputs of prefill or decode."""
