@@ -21,7 +21,7 @@ class BareOptions(TyperCommand):
 
 
 def _filled(args: Sequence[str]) -> Iterator[str]:
-    for word, after in zip(args, [*args[1:], ""], strict=True):
+    for word, after in zip(args, [*args[1:], ""], strict=False):
         yield word
         if word in BARE and after != BARE[word] and re.fullmatch(r"[\d,]+", after) is None:
             yield BARE[word]

@@ -10,10 +10,11 @@ __all__ = ["boards", "methods", "models", "precisions", "recipes"]
 
 
 def methods(incomplete: str) -> list[str]:
-    """Methods that begin so."""
+    """Methods that begin so, behind the last comma where several are named."""
     from tokcarve.recipes.method_recipes import METHOD_RECIPES
 
-    return _begin(METHOD_RECIPES, incomplete)
+    head, comma, last = incomplete.rpartition(",")
+    return [f"{head}{comma}{name}" for name in _begin(METHOD_RECIPES, last)]
 
 
 def models(incomplete: str) -> list[str]:

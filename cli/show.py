@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tokcarve.cli import complete
 from tokcarve.cli.output import emit_json, print_facts, print_line, print_table, progress_bars
 
 if TYPE_CHECKING:
@@ -24,12 +25,19 @@ __all__ = ["named", "show"]
 
 SUFFIXES = (".png", ".html")
 
+_METHODS = Annotated[
+    str | None, typer.Option(help="Methods to try on --model, M,M; needs torch.", autocompletion=complete.methods)
+]
+_MODEL = Annotated[
+    str, typer.Option(help="What they are tried on: a directory, a hub id or an alias.", autocompletion=complete.models)
+]
+
 
 def show(
     image: Annotated[Path, typer.Argument(help="The picture: JPEG, PNG, WebP, BMP or TIFF.")],
     artifact: Annotated[list[Path] | None, typer.Option(help="An artifact; repeat it to compare several.")] = None,
-    methods: Annotated[str | None, typer.Option(help="Methods to try on --model, M,M; needs torch.")] = None,
-    model: Annotated[str, typer.Option(help="What they are tried on: a directory, a hub id or an alias.")] = "tiny",
+    methods: _METHODS = None,
+    model: _MODEL = "tiny",
     tokens: Annotated[int | None, typer.Option(help="What they keep; 0.11 of all visual tokens unless told.")] = None,
     prompt: Annotated[str | None, typer.Option(help="A question, for methods that read it, and its answer.")] = None,
     runtime: Annotated[Literal["ort", "torch"], typer.Option(help="For --artifact: as exported, or in torch.")] = "ort",

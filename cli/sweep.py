@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokcarve.cli import complete
 from tokcarve.cli.output import emit_json, print_facts, print_line, print_table, progress_bars
 from tokcarve.cli.show import named
 
@@ -26,8 +27,12 @@ POINTS = "points.jsonl"
 
 
 def sweep(
-    model: Annotated[str, typer.Argument(help="A directory, a hub id (owner/name) or an alias.")],
-    methods: Annotated[str, typer.Option(help="M,M; random and uniform are always among them.")],
+    model: Annotated[
+        str, typer.Argument(help="A directory, a hub id (owner/name) or an alias.", autocompletion=complete.models)
+    ],
+    methods: Annotated[
+        str, typer.Option(help="M,M; random and uniform are always among them.", autocompletion=complete.methods)
+    ],
     tokens: Annotated[str, typer.Option(help="Counts left behind the last stage: N,N.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A directory for the report; the same goes on.")],
     data: Annotated[Path | None, typer.Option(help="Questions as JSONL; the bundled scenes unless told.")] = None,

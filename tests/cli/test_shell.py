@@ -20,6 +20,7 @@ def test_values_that_begin_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "thor.yaml").write_text("")
     assert complete.methods("") == list(METHODS) and complete.methods("fast") == ["fastv"]
+    assert complete.methods("fastv,vtc") == ["fastv,vtc_cls"]
     assert complete.models("ti") == ["tiny", "tidy/"]
     assert complete.models("") == [*complete.models("")[:-1], "tidy/"], "what is hidden is not offered"
     assert complete.boards("orin-n") == ["orin-nx", "orin-nano"]
@@ -34,6 +35,10 @@ def test_a_shell_is_answered() -> None:
     asked = {"_TOKCARVE_COMPLETE": "complete_bash", "COMP_WORDS": "tokcarve plan --method fast", "COMP_CWORD": "3"}
     done = subprocess.run(TOKCARVE, capture_output=True, text=True, env={**os.environ, **asked}, check=False)
     assert done.stdout.split() == ["fastv"], done.stderr
+
+
+def test_a_verb_may_stand_alone() -> None:
+    assert "tiny-fastv-64" in said("recipes")
 
 
 def test_completion_can_be_set_up() -> None:
