@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from tokcarve.exporters.device.face import EXPORT, FOLDER, WEIGHTS, ExportRecord, check_origin, read_export
+from tokcarve.exporters.device.face import EXPORT, WEIGHTS, ExportRecord, check_origin, read_export
+from tokcarve.exporters.device.face import FOLDER as GRAPHS
 from tokcarve.exporters.device.pipeline import Ids
+from tokcarve.exporters.evaluation.files import FOLDER, RECORD
 from tokcarve.passes.errors import ArtifactError, ExportError, TokcarveError
 from tokcarve.passes.flops import conventions, count_flops, rows_of
 from tokcarve.recipes.artifact import Artifact, read_artifact
 
 __all__ = ["EVALUATION", "PROFILE", "Comparison", "Entry", "Overlap", "compare_artifacts"]
 
-EVALUATION, PROFILE = Path("evaluation") / "evaluation.json", Path("profile.json")
+EVALUATION, PROFILE = Path(FOLDER) / RECORD, Path("profile.json")
 """Where an artifact has what `eval` wrote, and what `profile --json` printed if it was kept there."""
 _TEXT = 64
 _SCENES = 4
@@ -59,7 +61,7 @@ class Entry:
             return None
         sizes: dict[str, int] = {"weights": 0}
         for name, file in self.export.files.items():
-            folder = "weights" if name == f"{FOLDER}/{WEIGHTS}" else name.partition("/")[0]
+            folder = "weights" if name == f"{GRAPHS}/{WEIGHTS}" else name.partition("/")[0]
             sizes[folder] = sizes.get(folder, 0) + file.bytes
         return sizes
 
