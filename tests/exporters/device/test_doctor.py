@@ -1,5 +1,6 @@
 """What doctor finds: things that are started, files that are read, packages that lack; and what follows from that."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from device_shell import on_a_device
+from spoken import documented, said
 
 from tokcarve.exporters.device import host, packages, starts
 from tokcarve.exporters.device.doctor import Findings, Started, abilities
@@ -178,8 +180,19 @@ def test_without_a_working_onnx_runtime_nothing_runs() -> None:
 
 
 def test_on_a_device_without_torch_it_says_so_and_leaves_with_zero() -> None:
-    done = on_a_device("doctor")
+    done = on_a_device("doctor", "--json")
     assert done.returncode == 0, done.stderr
-    lines = {line.split("  ")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("  ")}
-    assert " no " in lines["compress"] and " yes" in lines["run"]
-    assert "tokcarve[compress]" in done.stdout
+    fields = json.loads(done.stdout)
+    assert set(fields) - {"format", "verb"} == documented("doctor")
+    able = {one["name"]: one for one in fields["works"]}
+    assert able["run"]["works"] and able["doctor"]["works"] and not able["compress"]["works"]
+    assert "torch" in able["compress"]["why"] and able["compress"]["install"] == "pip install 'tokcarve[compress]'"
+    assert [one["name"] for one in fields["providers"] if one["works"]][-1] == "CPUExecutionProvider"
+
+
+def test_the_table_names_what_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokcarve.exporters.device.doctor.examine", lambda: found(packages=()))
+    monkeypatch.setenv("COLUMNS", "120")
+    text = said("doctor")
+    for words in ("CPUExecutionProvider", "reachable", "No module named 'tensorrt'", "compress", "9.0 GiB free"):
+        assert words in text
