@@ -41,7 +41,8 @@ def test_a_shipped_recipe_carves_its_model_and_fits_its_board(name: str) -> None
     planned = plan_recipe_in(one.recipe, setting)
     carved = rewritten(captured(one.recipe.model), planned.method, planned.tokens, None, one.recipe.positions)
     assert carved.schedule == planned.forecast.schedule and carved.modified
-    if one.recipe.model == "tiny":
+    if name == "tiny-fastv-64":
+        # the others take seconds each; that what is planned is carved whole is tested by method elsewhere
         check_carved(carved.graphs, carved.schedule)
     if target is not None and target.board.memory:
         largest = planned.forecast.boards[0]
