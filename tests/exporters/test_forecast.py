@@ -47,7 +47,7 @@ def test_a_plan_is_what_is_carved(name: str, graphs: TokenGraphs) -> None:
 
 def test_a_plan_is_what_compress_writes(tmp_path: Path) -> None:
     disable_progress_bar()
-    small = str(models.write(models.build(vision_layers=3, text_layers=2), tmp_path / "small"))
+    small = str(models.write(models.build(vision_layers=3), tmp_path / "small"))
     recipe = make_recipe(small, method="tokencarve", tokens=16)
     made = plan_recipe(recipe, out=tmp_path / "out").manifest
     record = plan_recipe_in(recipe, Setting(geometry=shapes_of(small))).record()
