@@ -48,13 +48,13 @@ def test_a_plan_is_what_is_carved(name: str, graphs: TokenGraphs) -> None:
 def test_a_plan_is_what_compress_writes(tmp_path: Path) -> None:
     disable_progress_bar()
     small = str(models.write(models.build(vision_layers=3), tmp_path / "small"))
-    recipe = make_recipe(small, method="tokencarve", tokens=16)
+    recipe = make_recipe(small, method="fastv", tokens=16)
     made = plan_recipe(recipe, out=tmp_path / "out").manifest
     record = plan_recipe_in(recipe, Setting(geometry=shapes_of(small))).record()
     assert record["schedule"] == [stage.model_dump(mode="json") for stage in made.schedule]
     assert record["numbers"] == pytest.approx(made.numbers.model_dump(mode="json"))
     assert record["kv_rows"] == list(made.kv_rows)
-    assert record["method"] == {"name": "tokencarve", "params": made.method.params}
+    assert record["method"] == {"name": "fastv", "params": made.method.params}
     assert record["budget"]["tokens"] == made.budget.tokens
 
 
