@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tokcarve.exporters.pictures.page import render
 from tokcarve.exporters.sweeping.table import Row
 
-__all__ = ["Layout", "as_png", "as_svg", "lay_out", "ticks"]
+__all__ = ["Layout", "Line", "Mark", "as_png", "as_svg", "lay_out", "ticks"]
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 440, 64, 140, 36, 52
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c564b", "#6a51a3")
