@@ -17,6 +17,7 @@ from transformers import LlavaForConditionalGeneration
 
 import tokcarve
 from tokcarve.exporters.device.profile import profile
+from tokcarve.exporters.device.rounds import Effort
 from tokcarve.exporters.export import export_artifact
 from tokcarve.exporters.faces.kind import Request
 from tokcarve.recipes.artifact import read_artifact
@@ -55,7 +56,8 @@ def measure(checkpoint: Path, place: Path, method: str, options: argparse.Namesp
         tokcarve.compress(str(checkpoint), method=method, tokens=options.tokens, params=params, out=out, force=True)
         export_artifact(out, Request(max_text=options.max_text, max_new=16))
     artifact = read_artifact(out)
-    found = profile(artifact.directory, artifact.manifest.schedule, repeats=options.repeats, warm_up=2)
+    effort = Effort(repeats=options.repeats, warm_up=2)
+    found = profile(artifact.directory, artifact.manifest.schedule, effort=effort, answers=(1,))
     encoder, prefill, first = (found.stages[name] for name in ("encoder", "prefill", "first_token"))
     print(
         f"| {method} | {encoder.unpruned.p50:.0f} | {encoder.pruned.p50:.0f} "

@@ -1,141 +1,108 @@
 """`tokcarve profile`: what an exported artifact costs beside the unpruned model, and what it saved.
 
-`--json`: `Profile.record()`, described at the head of exporters/device/profile.py; of a budget set
-`SetProfile.record()`, described at the head of exporters/device/profile_set.py.
+`--json`: `Profile.record()`, described at the head of exporters/device/profile_record.py; of a budget set
+`SetProfile.record()`, described at the head of exporters/device/profile_set.py; and where it was asked for
+
+    trace: the file; sweep {wish, suggested, tolerance, points}, each point {tokens, rows, prefill (milliseconds),
+        over_wish, flops_over_wish, step}; batches: a list of {batch, new_tokens, first_token_ms, end_to_end_ms,
+        images_per_second, tokens_per_second, each {pruned, unpruned}, first_token_speedup, end_to_end_speedup}
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from tokcarve.cli.output import emit_json, print_facts, print_line, print_table, progress_bars
-
-if TYPE_CHECKING:
-    from tokcarve.exporters.device.profile import Profile
-    from tokcarve.exporters.device.profile_set import SetProfile
-    from tokcarve.exporters.device.verdict import Stage
+from tokcarve.cli.bare import BARE
+from tokcarve.cli.output import emit_json, print_line, progress_bars
 
 __all__ = ["profile"]
 
-_ROWS = {
-    "encoder": "encoder",
-    "prefill": "prefill",
-    "first_token": "first token",
-    "decode": "decode step",
-    "end_to_end": "end to end",
-}
+_AUTO = BARE["--sweep-tokens"]
 
 
 def profile(
     artifact: Annotated[Path | None, typer.Argument(help="The last one written here unless told.")] = None,
-    repeats: Annotated[int, typer.Option(help="How often each stage of each side is timed.")] = 20,
+    repeats: Annotated[str, typer.Option(help="Rounds of every stage on both sides; auto: until they agree.")] = _AUTO,
+    tolerance: Annotated[
+        float, typer.Option(help="Until when auto goes on: 0.03 is 95 % intervals within ±3 % of the medians.")
+    ] = 0.03,
+    seconds: Annotated[float, typer.Option(help="About how long auto goes on at most.")] = 60.0,
     warm_up: Annotated[int, typer.Option(help="Rounds before that, not counted.")] = 3,
-    max_new: Annotated[int | None, typer.Option(help="Answer length of `end to end`; as many as exported.")] = None,
+    answers: Annotated[
+        str | None, typer.Option(help="Lengths of whole answers, with commas; 1,16,64 where the export holds them.")
+    ] = None,
+    batch: Annotated[str | None, typer.Option(help="Also what other batches cost, as 1,2,4,8.")] = None,
+    sweep_tokens: Annotated[
+        str | None, typer.Option(help="Also what other token counts cost, as 64,72,80; alone: some around its own.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Also write one answer of each side as a trace for ui.perfetto.dev.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads per operator; ONNX Runtime's own choice.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Time the exported graphs beside the unpruned model's, in turn, and say what was gained."""
+    from tokcarve.exporters.device.rounds import Effort
+
+    count = None if repeats == _AUTO else _numbers("--repeats", repeats, f"a number, or {_AUTO}")[0]
+    effort = Effort(repeats=count, warm_up=warm_up, tolerance=tolerance, seconds=seconds).checked()
+    lengths = None if answers is None else _numbers("--answers", answers)
+    batches = [] if batch is None else _numbers("--batch", batch)
+    alone = sweep_tokens in (None, _AUTO)
+    tokens = None if sweep_tokens is None else [] if alone else _numbers("--sweep-tokens", sweep_tokens)
+    _run(artifact, {"effort": effort, "answers": lengths, "threads": threads}, (tokens, batches), trace, as_json)
+
+
+def _run(
+    artifact: Path | None,
+    how: dict[str, Any],
+    sweeps: tuple[list[int] | None, list[int]],
+    trace: Path | None,
+    as_json: bool,
+) -> None:
+    from tokcarve.cli.profile_sweep import measure_sweep, prepare_sweep, print_sweep
+    from tokcarve.cli.profile_tables import print_profile, print_set
     from tokcarve.exporters.device.face import check_origin, read_export
     from tokcarve.exporters.device.profile import profile as measure
-    from tokcarve.exporters.device.profile import rounds
-    from tokcarve.exporters.device.profile_set import profile_set, set_rounds
+    from tokcarve.exporters.device.profile_set import profile_set
+    from tokcarve.exporters.device.session import open_face
+    from tokcarve.exporters.device.trace import check_trace, trace_answers, write_trace
     from tokcarve.recipes.artifact import last, read_artifact
 
     found = read_artifact(artifact if artifact is not None else last())
     check_origin(found.directory, read_export(found.directory), found.manifest)
-    several = len(found.manifest.counts) if found.manifest.router is not None else 0
-    total = set_rounds(repeats, warm_up, several) if several else rounds(repeats, warm_up)
+    if trace is not None:
+        check_trace(trace)
     with progress_bars() as progress:
-        done = 0
-
-        def tick(_: str) -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress("measuring", done, total)
-
-        how: dict[str, Any] = {"repeats": repeats, "warm_up": warm_up, "max_new": max_new, "threads": threads}
-        if several:
-            whole = profile_set(found.directory, found.manifest, **how, tick=tick)
-            made, record = whole.largest, whole.record()
+        counts = prepare_sweep(found, *sweeps, progress)
+        if found.manifest.router is not None:
+            several = profile_set(found.directory, found.manifest, **how, tick=progress)
+            made, record = several.largest, several.record()
         else:
-            made = measure(found.directory, found.manifest.schedule, **how, tick=tick)
+            several, made = None, measure(found.directory, found.manifest.schedule, **how, tick=progress)
             record = made.record()
+        swept = measure_sweep(made, counts, sweeps[1], how["threads"], progress)
+        if sweeps != (None, []):
+            record |= swept.record()
+        if trace is not None:
+            write_trace(trace, trace_answers(open_face(found.directory, how["threads"]), new=made.max_new))
+            record["trace"] = str(trace)
     if as_json:
         emit_json("profile", record)
         return
-    if several:
-        _print_set(whole)
-    _print(made)
+    if several is not None:
+        print_set(several)
+    print_profile(made)
+    print_sweep(swept)
+    if trace is not None:
+        print_line(f"trace: {trace}, for ui.perfetto.dev")
 
 
-def _print_set(made: "SetProfile") -> None:
-    """Medians of every budget and what they come to; the largest budget is told of in full behind this."""
-    held = made.chooses.held_out
-    rows = [
-        (str(tokens), f"{share:.0%}", *(_milliseconds(one.stages[key].pruned.p50) for key in _ROWS))
-        for (tokens, one), share in zip(made.budgets.items(), held.shares, strict=True)
-    ]
-    expected = made.expected
-    rows.append((f"{held.mean_tokens:.0f} (expected)", "", *(_milliseconds(expected[key]) for key in _ROWS)))
-    columns = ("tokens", "share", *_ROWS.values())
-    print_table(f"budgets: median milliseconds, shares of {held.images} held-out samples", columns, rows)
-    part = made.router.p50 / made.largest.stages["encoder"].unpruned.p50
-    print_line(f"router: {made.router.p50:.2f} ms, {part:.1%} of the unpruned encoder, in the expected times")
-    print_line("")
+def _numbers(option: str, text: str, what: str = "numbers with commas, as 1,16,64") -> list[int]:
+    from tokcarve.passes.errors import ExportError
 
-
-def _print(made: "Profile") -> None:
-    columns = ("", "pruned", "p95", "unpruned", "p95", "gain", "possible", "reached")
-    title = "milliseconds (p50, p95), and the gain beside what FLOPs make possible"
-    print_table(title, columns, [_row(name, made.stages[key]) for key, name in _ROWS.items()])
-    counts = made.record()
-    share = made.selector_ms / sum(made.stages[name].pruned.p50 for name in ("encoder", "prefill"))
-    sizes = {
-        "tokens entering": counts["tokens"],
-        "mean over layers": counts["tokens_mean"],
-        "encoder GFLOP": {side: _giga(made, side, "vision") for side in (0, 1)},
-        "prefill GFLOP": {side: _giga(made, side, "prefill") for side in (0, 1)},
-        "KV MiB": counts["memory"]["kv_mib"],
-        "peak MiB": counts["memory"]["peak_mib"],
-    }
-    rows = [(name, *(_number(value) for value in pair.values())) for name, pair in sizes.items()]
-    print_table("sizes", ("per image", "pruned", "unpruned"), rows)
-    machine = made.machine
-    print_facts(
-        "measured",
-        {
-            "selector": f"{made.selector_ms:.3f} ms, {share:.2%} of encoder and prefill",
-            "end to end": f"{made.max_new} new tokens, batch {made.face.batch}, {made.face.max_text} text rows",
-            "machine": f"{machine.cpu}, {machine.cores} cores, load {machine.load:.1f}",
-            "runtime": f"ONNX Runtime {machine.onnxruntime} on {machine.provider}, {machine.dtype}",
-            "repeats": f"{made.repeats}, after {made.warm_up} to warm up",
-        },
-    )
-    print_line("")
-    print_line(f"{made.verdict}.")
-    for warning in made.warnings:
-        print_line(f"warning: {warning}")
-
-
-def _row(name: str, stage: "Stage") -> tuple[str, ...]:
-    times = (stage.pruned.p50, stage.pruned.p95, stage.unpruned.p50, stage.unpruned.p95)
-    possible = "" if stage.predicted is None else f"{stage.predicted:.2f}x"
-    realised = "" if stage.realised is None else f"{stage.realised:.0%}"
-    return (name, *(_milliseconds(one) for one in times), f"{stage.speedup:.2f}x", possible, realised)
-
-
-def _giga(made: "Profile", side: int, part: str) -> float:
-    return float(getattr(made.flops[side], part)) / 1e9
-
-
-def _milliseconds(value: float) -> str:
-    """As few digits as matter, and never more than six characters below a minute."""
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, int) or value >= 1000:
-        return f"{value:.0f}"
-    return f"{value:.3g}" if value < 10 else f"{value:.1f}"
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ExportError(f"{option} {text} is not {what}; give that, or leave the option out") from None

@@ -32,6 +32,7 @@ from tokcarve.exporters.device.losses import check_losses, read_losses
 from tokcarve.exporters.device.merging import check_merging
 from tokcarve.exporters.device.photographs import PLACE, QUESTIONS, check_photographs
 from tokcarve.exporters.device.pipeline import Pipeline
+from tokcarve.exporters.device.scratch import sweep_files
 from tokcarve.exporters.device.session import STATIC, Face
 from tokcarve.exporters.proving import proving_face, unshown
 from tokcarve.recipes.artifact import read_artifact
@@ -105,9 +106,9 @@ def _run_all(artifact: Path, record: ExportRecord, left: list[str], tell: Progre
 
 def _files(directory: Path, record: ExportRecord, tell: Progress) -> Iterator[Check]:
     """Every file by its whole content; in a changed weight file, the tensors that changed."""
-    done = 0
-    for done, (name, recorded) in enumerate(record.files.items()):
-        tell("reading files", done, len(record.files))
+    done, files = 0, {**record.files, **sweep_files(directory.parent)}
+    for done, (name, recorded) in enumerate(files.items()):
+        tell("reading files", done, len(files))
         path = directory / name
         if not path.is_file():
             yield Check(name=f"{name}: content", passed=False, detail="the file is missing")
@@ -118,9 +119,9 @@ def _files(directory: Path, record: ExportRecord, tell: Progress) -> Iterator[Ch
             detail = f"SHA-256 is {found.sha256[:12]}, recorded is {recorded.sha256[:12]}"
             detail += _changed(path, record) if path.name == WEIGHTS else ""
         yield Check(name=f"{name}: content", passed=found == recorded, detail=detail)
-    tell("reading files", done + 1, len(record.files))
+    tell("reading files", done + 1, len(files))
     there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
-    strange = sorted(there - {*record.files, RECORD})
+    strange = sorted(there - {*files, RECORD})
     detail = f"{strange[0]} is not in the record" if strange else "none"
     yield Check(name="files that were not exported", passed=not strange, detail=detail)
 

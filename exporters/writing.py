@@ -21,7 +21,7 @@ from tokcarve.exporters.weights import Placed, WeightFile
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.blank import DTYPES
 
-__all__ = ["Written", "check_headers", "write_graphs"]
+__all__ = ["Progress", "Written", "check_headers", "lowered", "write_graphs"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,7 +58,7 @@ def write_graphs(
     where they are to stay in the checkpoint's files, weights of which none can.
     """
     refer = request.reference_weights
-    made = list(_lowered(source, request, pieces, tell))
+    made = list(lowered(source, request, pieces, tell))
     models = [model for _, model, _ in made]
     predicted = predict(models, source.named, source.stored, source.precision, refer=refer)
     check_room(predicted, folder)
@@ -75,7 +75,7 @@ def write_graphs(
     return Written(graphs=tuple(written), tensors=tensors, weights=weights.record, predicted=predicted)
 
 
-def _lowered(
+def lowered(
     source: Source, request: Request, pieces: Mapping[str, FaceGraph], tell: Progress
 ) -> Iterator[tuple[str, ir.Model, float]]:
     """Every piece as a graph whose weights were not read yet, and the seconds that it took."""

@@ -5,6 +5,7 @@ exported capacity, whose first rows prefill fills and to which every decode step
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,14 @@ Cache = dict[str, Array]
 
 
 class Pipeline:
-    """One side of a face, or a budget of a set; a graph is loaded when it is first used and stays until `release`."""
+    """One side of a face, or a budget of a set; a graph is loaded when it is first used and stays until `release`.
 
-    def __init__(self, face: Face, *, baseline: bool, budget: int | None = None) -> None:
-        self.face, self.baseline, self.budget = face, baseline, budget
+    `profile_to` is a directory where ONNX Runtime writes what every node took, in files named after the graphs."""
+
+    def __init__(
+        self, face: Face, *, baseline: bool, budget: int | None = None, profile_to: Path | None = None
+    ) -> None:
+        self.face, self.baseline, self.budget, self.profile_to = face, baseline, budget, profile_to
         self.record = face.record
         self.side = face.record.side(baseline, budget)
         self._graphs: dict[str, Graph] = {}
@@ -29,7 +34,8 @@ class Pipeline:
     def graph(self, name: str) -> Graph:
         """The graph `name`, loaded if need be; raises ExportError if ONNX Runtime cannot."""
         if name not in self._graphs:
-            self._graphs[name] = self.face.open(name, baseline=self.baseline, budget=self.budget)
+            file = None if self.profile_to is None else self.profile_to / name
+            self._graphs[name] = self.face.open(name, baseline=self.baseline, budget=self.budget, profile_to=file)
         return self._graphs[name]
 
     @property

@@ -8,20 +8,22 @@
     budgets: a list of the same objects for every budget, the smallest first
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tokcarve.exporters.device.face import ROUTER
-from tokcarve.exporters.device.profile import Profile, Tick, profile, rounds
+from tokcarve.exporters.device.profile import Profile, Tick, profile
+from tokcarve.exporters.device.rounds import Effort
 from tokcarve.exporters.device.session import open_face
 from tokcarve.exporters.device.timing import Distribution, distribution, time_in_turn
 from tokcarve.recipes.manifest import Manifest, RouterRecord
 
-__all__ = ["SetProfile", "profile_set", "set_rounds"]
+__all__ = ["SetProfile", "profile_set"]
 
 _BEHIND_ROUTER = ("first_token", "end_to_end")
 
@@ -68,39 +70,40 @@ class SetProfile:
         }
 
 
-def set_rounds(repeats: int, warm_up: int, budgets: int) -> int:
-    """How often `tick` is called by `profile_set`."""
-    return budgets * rounds(repeats, warm_up) + repeats + warm_up
-
-
 def profile_set(
     artifact: Path,
     manifest: Manifest,
     *,
-    repeats: int = 20,
-    warm_up: int = 3,
-    max_new: int | None = None,
+    effort: Effort | None = None,
+    answers: Sequence[int] | None = None,
     threads: int | None = None,
     tick: Tick | None = None,
 ) -> SetProfile:
     """Measures every budget of a set as `profile` does, and the router; raises as `profile`."""
     assert manifest.router is not None
-    say: Tick = tick or (lambda _: None)
+    say: Tick = tick or (lambda what, done, total: None)
+    effort = effort or Effort()
     made = {
         tokens: profile(
             artifact,
             manifest.schedule_of(tokens),
             budget=tokens,
-            repeats=repeats,
-            warm_up=warm_up,
-            max_new=max_new,
+            effort=effort,
+            answers=answers,
             threads=threads,
-            tick=say,
+            tick=partial(_named, say, tokens),
         )
         for tokens in manifest.counts
     }
     graph = open_face(artifact, threads).open(ROUTER)
     noise = np.random.default_rng(0).standard_normal(graph.shapes["pixel_values"])
     feeds = {"pixel_values": noise.astype(graph.types["pixel_values"])}
-    (spent,) = time_in_turn([lambda _: graph.run(feeds)], warm_up=warm_up, repeats=repeats, tick=lambda: say("router"))
+    say("router", 0, 1)
+    repeats = effort.repeats or 2 * effort.least
+    (spent,) = time_in_turn([lambda _: graph.run(feeds)], warm_up=effort.warm_up, repeats=repeats, tick=lambda: None)
+    say("router", 1, 1)
     return SetProfile(budgets=made, router=distribution(spent), chooses=manifest.router)
+
+
+def _named(say: Tick, tokens: int, what: str, done: int, total: int) -> None:
+    say(f"{tokens} tokens: {what}", done, total)

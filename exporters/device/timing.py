@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
+from tokcarve.exporters.device.intervals import Interval, median_interval
 from tokcarve.exporters.device.session import Array, Face
 
 __all__ = ["SELECTOR", "Distribution", "distribution", "node_share", "profiled_share", "time_in_turn"]
@@ -22,16 +24,29 @@ _PROFILED_RUNS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """Milliseconds over the repeats."""
+    """Milliseconds, or ratios, over the rounds; `interval` is that of the median, None where too little is known."""
 
     p50: float
     p95: float
     mean: float
     least: float
+    interval: Interval | None = None
+
+    def record(self) -> dict[str, Any]:
+        """These milliseconds as JSON."""
+        interval = None if self.interval is None else [self.interval.low, self.interval.high]
+        return {
+            "p50_ms": self.p50,
+            "p95_ms": self.p95,
+            "mean_ms": self.mean,
+            "min_ms": self.least,
+            "interval_ms": interval,
+        }
 
 
 def distribution(samples: Sequence[float]) -> Distribution:
-    """The distribution of at least one sample; percentiles are samples themselves, the upper one where two tie."""
+    """The distribution of samples, at least one, in the order in which they came; percentiles are samples themselves,
+    the upper one where two tie."""
     ordered = sorted(samples)
     last = len(ordered) - 1
     return Distribution(
@@ -39,6 +54,7 @@ def distribution(samples: Sequence[float]) -> Distribution:
         p95=ordered[min(last, -(-95 * len(ordered) // 100) - 1)],
         mean=sum(ordered) / len(ordered),
         least=ordered[0],
+        interval=median_interval(samples),
     )
 
 

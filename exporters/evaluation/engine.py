@@ -194,4 +194,4 @@ def _journal(out: Path | None, facts: dict[str, Any]) -> tuple[LineJournal, tupl
         return LineJournal(path, facts, {}), (
             f"begun anew, an earlier run's answers do not count: {'; '.join(changed)}",
         )
-    return LineJournal(path, facts, earlier[1]), (f"{len(earlier[1])} records of an earlier run were taken over",)
+    return LineJournal(path, facts, earlier[1]), ("answers of an interrupted run were taken over",)

@@ -186,7 +186,7 @@ def test_every_budget_answers_as_its_own_graphs(result: ExportResult, made: Arti
 
 
 def test_profile_measures_every_budget_and_the_router(result: ExportResult, made: Artifact) -> None:
-    fields = told("profile", made.directory, "--repeats", 1, "--warm-up", 0, "--max-new", 2)
+    fields = told("profile", made.directory, "--repeats", 1, "--warm-up", 0, "--answers", 2)
     assert [one["budget"] for one in fields["budgets"]] == list(COUNTS)
     assert [one["tokens"]["pruned"] for one in fields["budgets"]] == list(COUNTS)
     router, held = fields["router"], made.manifest.router

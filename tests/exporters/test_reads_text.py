@@ -14,6 +14,7 @@ import tokcarve
 from tokcarve.exporters.device.answer import Answerer
 from tokcarve.exporters.device.face import EXPORT, FOLDER
 from tokcarve.exporters.device.profile import profile
+from tokcarve.exporters.device.rounds import Effort
 from tokcarve.exporters.export import ExportResult
 from tokcarve.recipes.artifact import read_artifact
 
@@ -85,5 +86,5 @@ def test_generate_goes_on_without_the_picture(place: Path) -> None:
 
 def test_profile_feeds_the_prompt(place: Path, result: ExportResult) -> None:
     assert (place / EXPORT).is_dir()
-    found = profile(place, read_artifact(place).manifest.schedule, repeats=1, warm_up=0)
+    found = profile(place, read_artifact(place).manifest.schedule, effort=Effort(repeats=1, warm_up=0))
     assert found.selector_shares["vision"] > 0

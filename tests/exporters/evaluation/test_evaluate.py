@@ -10,10 +10,13 @@ from toy_face import write_toy
 
 from tokcarve.exporters.device.answer import Answerer
 from tokcarve.exporters.evaluation import Evaluation, answering, evaluate
+from tokcarve.exporters.evaluation.cast import counted
 from tokcarve.exporters.evaluation.files import journal_of
 from tokcarve.exporters.evaluation.speaking import OrtSpeaker
-from tokcarve.passes.errors import ArtifactError, EvaluationError, SampleError
+from tokcarve.passes.errors import ArtifactError, BudgetError, EvaluationError, SampleError
 from tokcarve.passes.inputs.prompt import PromptError
+from tokcarve.recipes.artifact import read_artifact
+from tokcarve.recipes.manifest import FurtherBudget, RoutedPart, RouterRecord
 
 IMAGES = 8
 
@@ -181,3 +184,24 @@ def test_an_exported_control_stands_beside(toy: Path) -> None:
     assert record["differences"]["pruned - uniform"]["kl"] == [0, 0, 0], "the toy is its own control"
     with pytest.raises(ArtifactError, match=r"keeps 5 tokens, and .* keeps 4; compress it with --tokens 4"):
         ask(toy, lines(toy, "first.jsonl"), controls=[toy.parent / "other"])
+
+
+def test_a_budget_set_is_evaluated_one_budget_at_a_time(toy: Path) -> None:
+    one = read_artifact(toy).manifest
+    held = RoutedPart(images=4, shares=(0.5, 0.5), mean_tokens=3.0, loss=0.1, random=0.2, oracle=0.1, fixed=(0.3, 0.1))
+    router = RouterRecord(
+        layer=1,
+        tokens=(2, 4),
+        mean_tokens=3,
+        price=0.1,
+        prices=((3.0, 0.1),),
+        penalty=1.0,
+        explained=0.5,
+        held_out=held,
+    )
+    numbers = one.numbers.model_copy(update={"tokens_mean": 2.0})
+    less = FurtherBudget(tokens=2, schedule=one.schedule, numbers=numbers, kv_rows=(2, 2))
+    several = one.model_copy(update={"router": router, "budgets": (less,)})
+    with pytest.raises(BudgetError, match="has budgets of 2, 4 tokens; name the one to evaluate with --tokens"):
+        counted(several, None)
+    assert counted(several, 2) == (2, numbers) and counted(several, 4) == counted(one, None) == (4, one.numbers)
