@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tokcarve.exporters.pictures.page import render
 from tokcarve.exporters.sweeping.table import Row
 
-__all__ = ["Layout", "as_png", "as_svg", "lay_out", "ticks"]
+__all__ = ["Layout", "Line", "Mark", "as_png", "as_svg", "lay_out", "ticks"]
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 440, 64, 140, 36, 52
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c564b", "#6a51a3")
@@ -22,12 +22,11 @@ _APART = 17  # pixels between names at the right
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """One point: its place in pixels, what it says when asked, and whether no other beats it."""
+    """One point: its place in pixels, and what it says when asked."""
 
     x: float
     y: float
     words: str
-    front: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class Layout:
     up: str
     lines: tuple[Line, ...]
     front: tuple[tuple[float, float], ...]
-    plain: Mark | None
+    plain: Mark
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -85,7 +84,7 @@ def lay_out(rows: Sequence[Row]) -> Layout:
 
     def mark(row: Row) -> Mark:
         x, y = at(row)
-        return Mark(x=x, y=y, words=_words(row), front=row.front)
+        return Mark(x=x, y=y, words=_words(row))
 
     names = list(dict.fromkeys(row.method for row in rows[1:]))
     free = [name for name in names if not any(row.is_control for row in rows if row.method == name)]
@@ -160,9 +159,8 @@ def as_png(layout: Layout) -> bytes:
         _text(pen, layout.right + 12, line.label, line.name, line.colour, scale, "lm", 13)
         for mark in line.marks:
             _shape(pen, line.shape, mark.x, mark.y, line.colour, scale, hollow=line.dashed)
-    if layout.plain is not None:
-        _shape(pen, "circle", layout.plain.x, layout.plain.y, "#111111", scale)
-        _text(pen, layout.plain.x, layout.plain.y - 12, "unpruned", "#111111", scale, "rs", 13)
+    _shape(pen, "circle", layout.plain.x, layout.plain.y, "#111111", scale)
+    _text(pen, layout.plain.x, layout.plain.y - 12, "unpruned", "#111111", scale, "rs", 13)
     small = made.resize((layout.width * 2, layout.height * 2), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     small.quantize(128, dither=Image.Dither.NONE).save(stream, format="PNG", optimize=True)

@@ -164,6 +164,17 @@ def test_both_runtimes_are_scored_alike_and_controls_stand_beside(exported: Path
     assert all(0 < ort[name]["kl"] != ort["pruned"]["kl"] for name in ("random", "uniform"))
 
 
+@pytest.mark.parametrize("way", ["ort", "torch"])
+def test_show_says_what_run_keeps_and_answers(exported: Path, tmp_path: Path, way: str) -> None:
+    image = picture(tmp_path / "a.png")
+    words = ["--prompt", "what is it?", "--max-new", 10, "--runtime", way, "--json"]
+    ran = json.loads(ask(exported, "--image", image, *words).stdout)
+    shown = CliRunner().invoke(app, [str(word) for word in ["show", image, "--artifact", exported, *words]])
+    (column,) = json.loads(shown.stdout)["columns"]
+    assert column["stages"][-1]["kept"] == ran["kept_indices"] and column["answer"] == ran["answer"].strip()
+    assert (column["stages"][-1]["scores"] is None) == (way == "ort")
+
+
 def test_torch_refuses_what_makes_no_answer(exported: Path, tmp_path: Path) -> None:
     image = picture(tmp_path / "a.png")
     done = ask(exported, "--image", image, "--prompt", "why?", "--runtime", "torch", "--max-new", 0)

@@ -154,6 +154,24 @@ def test_bad_input_is_one_sentence_and_exit_code_2(place: Path, change: dict[str
     assert message in refused("sweep", place / "small", *pairs)
 
 
+def test_measured_points_have_times(
+    place: Path, done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(model: str, method: str, params: dict[str, Any], tokens: int) -> dict[str, Any]:
+        return {"first_token": {"pruned": 12.25, "unpruned": 50.0, "speedup": 4.125}}
+
+    monkeypatch.setattr("tokcarve.exporters.sweeping.work._measured", measured)
+    Path("out").mkdir()
+    Path("out/points.jsonl").write_bytes((done[0] / "points.jsonl").read_bytes())
+    made = run(*words(place, "--measure", "--json"))
+    assert made.exit_code == 0, made.stderr
+    plain, *rest = json.loads(made.stdout)["points"]
+    assert plain["measured"] is None and all(one["measured"]["first_token"]["speedup"] == 4.125 for one in rest)
+    report = Path("out/report.html").read_text()
+    assert report.count("12.2 <span") == 4 and report.count("4.12×") == 4 and "--measure --no-gate --seed 0" in report
+    assert "first token ms" not in (done[0] / "report.html").read_text()
+
+
 def test_an_unpruned_model_that_fails_stops_it(place: Path) -> None:
     made = run(*[word for word in words(place) if word != "--no-gate"])
     assert made.exit_code == 2 and "does not clear the gate" in made.stderr and not Path("out/report.html").exists()

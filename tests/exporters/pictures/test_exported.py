@@ -1,13 +1,9 @@
-"""What an export says of its stages: by hand, and on a real export equal to what torch follows."""
+"""What an export says of its stages, by hand; tests/cli/test_run.py asks a real one."""
 
 import numpy as np
-from looks import picture
 
 from tokcarve.exporters.device.pipeline import Pipeline
-from tokcarve.exporters.export import ExportResult
-from tokcarve.exporters.pictures.carved import of_artifact
-from tokcarve.exporters.pictures.exported import named_stages, of_export
-from tokcarve.recipes.artifact import read_artifact
+from tokcarve.exporters.pictures.exported import named_stages
 from tokcarve.recipes.manifest import StageEntry
 
 
@@ -38,11 +34,3 @@ def test_lean_layers_keep_what_there_is_and_an_exit_nothing() -> None:
     schedule = [entry("language.layers.0", 3, 3, "lean"), entry("language.layers.1", 3, 0, "exit")]
     stages = named_stages(schedule, {"": (0, 1, 2)})
     assert [stage.patches for stage in stages] == [(0, 1, 2), ()]
-
-
-def test_a_real_export_keeps_what_torch_keeps(result: ExportResult) -> None:
-    artifact, image = read_artifact(result.directory.parent), picture(180, 120)
-    exported = of_export(artifact, "a", image, "why?", 4, asked=True)
-    carved = of_artifact(artifact, "a", image, "why?", 4)
-    assert exported.last.patches == carved.last.patches and exported.answer == carved.answer
-    assert exported.notes and not carved.notes and carved.last.scores and exported.last.scores is None

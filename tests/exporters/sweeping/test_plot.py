@@ -61,7 +61,7 @@ def test_ticks_hold_what_they_are_for(low: float, span: float) -> None:
 def test_points_lie_where_their_numbers_say() -> None:
     layout = lay_out(ROWS)
     first, second = layout.lines[0].marks
-    assert layout.plain is not None and layout.plain.x > second.x > first.x and layout.plain.y < second.y < first.y
+    assert layout.plain.x > second.x > first.x and layout.plain.y < second.y < first.y
     at = dict((text, x) for x, text in layout.xs)
     assert layout.plain.x == pytest.approx(at["100"], abs=0.1)
     assert layout.lines[1].marks[0].x == first.x and layout.lines[1].marks[0].y == first.y
