@@ -6,19 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokcarve.cli.choice import print_choice
+from tokcarve.cli.options import METHOD, MODEL, RECIPE
 from tokcarve.cli.output import emit_json, print_facts, print_line, print_table, progress_bars
 from tokcarve.cli.recipe_flags import recipe_of
 from tokcarve.cli.sets import print_set
 
 if TYPE_CHECKING:
+    from tokcarve.exporters.forecast import Forecast
     from tokcarve.recipes.manifest import Manifest
 
 __all__ = ["compress", "manifest_facts", "print_schedule"]
 
 
 def compress(
-    model: Annotated[str | None, typer.Argument(help="A directory, a hub id (owner/name) or an alias.")] = None,
-    method: Annotated[str | None, typer.Option(help="How tokens are chosen; `tokcarve methods` lists them.")] = None,
+    model: MODEL = None,
+    method: METHOD = None,
     keep: Annotated[str | None, typer.Option(help="Share of visual tokens in (0, 1], rounded to 8; or auto.")] = None,
     max_loss: Annotated[float | None, typer.Option(help="Of --keep auto: most KL and share of other answers.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Count left behind the last stage; several: a set, N,N,N.")] = None,
@@ -38,7 +40,7 @@ def compress(
     on: Annotated[str, typer.Option(help="Where to calibrate: local, ray or ray:ADDRESS.")] = "local",
     seed: Annotated[int, typer.Option(help="Of the choice of samples, and of random methods.")] = 0,
     positions: Annotated[str, typer.Option(help="Position ids: renumbered or original.")] = "renumbered",
-    recipe: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped recipe.")] = None,
+    recipe: RECIPE = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to; NAME-METHOD-kN unless told.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all but write.")] = False,
@@ -82,8 +84,8 @@ def manifest_facts(manifest: "Manifest") -> dict[str, Any]:
     }
 
 
-def print_schedule(manifest: "Manifest") -> None:
-    """Every stage in a table, unless there is none."""
+def print_schedule(manifest: "Manifest | Forecast") -> None:
+    """Every stage of what has a schedule in a table, unless there is none."""
     rows = [(s.site, s.total, s.keep, s.how, s.positions or "") for s in manifest.schedule]
     if rows:
         print_table("schedule", ("site", "tokens before", "after", "how", "positions"), rows)

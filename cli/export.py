@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokcarve.cli.options import PRECISION, TARGET
 from tokcarve.cli.output import checked_rows, emit_json, print_facts, print_line, print_table, progress_bars
 
 if TYPE_CHECKING:
@@ -26,12 +27,8 @@ def export(
     reference_weights: Annotated[
         bool, typer.Option("--reference-weights", help="Leave weights in the checkpoint's files where they fit.")
     ] = False,
-    precision: Annotated[
-        str, typer.Option(help="fp32, fp16, bf16, or int8 or int4 weights of the language model.")
-    ] = "fp32",
-    target: Annotated[
-        str | None, typer.Option(help="The board that --trt is for: BOARD[@TENSORRT], as orin, orin@10.3, thor, rtx.")
-    ] = None,
+    precision: PRECISION = "fp32",
+    target: TARGET = None,
     opset: Annotated[int, typer.Option(help="ONNX opset of the graphs, 18 to 23.")] = 18,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,

@@ -72,5 +72,7 @@ def _exit(text: str, code: int) -> typer.Exit:
     if os.environ.get("TOKCARVE_DEBUG") == "1":
         traceback.print_exc()
     sys.stdout.flush()
-    typer.secho(text, fg=typer.colors.RED, err=True)
+    # typer looks only at whether stderr is a terminal, rich also at what https://no-color.org asks for
+    plain = bool(os.environ.get("NO_COLOR"))
+    typer.secho(text, fg=None if plain else typer.colors.RED, err=True)
     return typer.Exit(code)

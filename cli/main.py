@@ -8,13 +8,20 @@ import typer
 
 from tokcarve import __version__
 from tokcarve.cli.bare import BareOptions
+from tokcarve.cli.compare import compare
 from tokcarve.cli.compress import compress
+from tokcarve.cli.doctor import doctor
+from tokcarve.cli.eval import eval as _eval
 from tokcarve.cli.export import export
 from tokcarve.cli.failures import INTERRUPTED, guarded
 from tokcarve.cli.inspect import inspect
 from tokcarve.cli.methods import methods
+from tokcarve.cli.plan import plan
 from tokcarve.cli.profile import profile
+from tokcarve.cli.recipes import recipes
 from tokcarve.cli.run import run
+from tokcarve.cli.show import show
+from tokcarve.cli.sweep import sweep
 from tokcarve.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -23,7 +30,6 @@ app = typer.Typer(
     name="tokcarve",
     help="Compile vision-language models with fewer visual tokens into static graphs for edge GPUs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -44,7 +50,8 @@ def _options(
     """Compile vision-language models with fewer visual tokens into static graphs for edge GPUs."""
 
 
-for _verb in (compress, export, verify, run, profile, inspect, methods):
+_VERBS = (compress, export, verify, run, profile, _eval, show, sweep, plan, compare, recipes, inspect, methods, doctor)
+for _verb in _VERBS:
     app.command(_verb.__name__, cls=BareOptions)(guarded(_verb))
 
 

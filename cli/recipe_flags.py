@@ -10,11 +10,12 @@ from tokcarve.passes.errors import BudgetError, MethodError, RecipeError
 if TYPE_CHECKING:
     from tokcarve.recipes.schema import Recipe
 
-__all__ = ["recipe_of"]
+__all__ = ["plan_recipe_of", "recipe_of"]
 
 BUDGET = ("keep", "max_loss", "tokens", "mean_tokens", "avg_tokens", "kv_mib", "prefill_flops", "max_text", "max_new")
 SAMPLES = {"limit": "count", "quantile": "quantile", "trials": "trials", "steps": "steps"}
 """What is said of samples: the flag, and its name in a recipe."""
+_ROWS = {"max_text": {"kv_mib", "prefill_flops"}, "max_new": {"kv_mib"}}
 
 
 def recipe_of(given: Mapping[str, Any]) -> "Recipe":
@@ -49,6 +50,23 @@ def recipe_of(given: Mapping[str, Any]) -> "Recipe":
         **{SAMPLES[flag]: given[flag] for flag in SAMPLES},
         **budget,
     )
+
+
+def plan_recipe_of(given: Mapping[str, Any]) -> "tuple[Recipe | None, bool]":
+    """The recipe that the flags of `plan` describe, and whether they say its count; None where only a wish for latency
+    is asked about. Rows of text are the budget's where it is about them, and else only those of the plan."""
+    from tokcarve.recipes.schema import BUDGETS
+
+    named = [name for name in BUDGETS if given[name] is not None]
+    if given["method"] is None and given["recipe"] is None and not named and given["latency"] is not None:
+        if given["model"] is None:
+            raise RecipeError("no model was named; give a directory, a hub id or an alias such as llava-1.5-7b")
+        return None, False
+    counted = bool(named) or given["recipe"] is not None or given["latency"] is None
+    rows = {name: given[name] if set(named) & of else None for name, of in _ROWS.items()}
+    open_count = {} if counted else {"tokens": "1"}
+    usual = dict.fromkeys((*BUDGET, *SAMPLES, "samples")) | {"seed": 0}
+    return recipe_of({**usual, **given, **rows, **open_count}), counted
 
 
 def _from_file(name: str, model: str | None, given: dict[str, Any]) -> "Recipe":

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokcarve.exporters.device.boards import RELEASES, Release, Target
-from tokcarve.exporters.limits import build_peak
+from tokcarve.exporters.engines import build_peak
 
 __all__ = ["SCRIPT", "build_script"]
 

@@ -5,16 +5,17 @@ import shutil
 from pathlib import Path
 
 from tokcarve.exporters.device.boards import RELEASES, Target, find_target, opset_refused, precision_refused
+from tokcarve.exporters.engines import GIB, engine_bytes, room
 from tokcarve.exporters.faces.kind import ALL, Request
 from tokcarve.exporters.lint_rules import TOPK_LIMIT
 from tokcarve.exporters.onnx import OPSET, OPSETS
 from tokcarve.exporters.precision import bytes_each, needed_opset
+from tokcarve.exporters.rows import check_rows
 from tokcarve.passes.errors import ExportError
-from tokcarve.passes.flops import kv_bytes, weight_parameters
+from tokcarve.passes.flops import weight_parameters
 from tokcarve.recipes.manifest import Manifest
 
 __all__ = [
-    "build_peak",
     "check_limits",
     "check_request",
     "check_room",
@@ -28,23 +29,7 @@ _TRT = "trt"
 
 def check_request(manifest: Manifest, request: Request) -> None:
     """Raises ExportError for sizes that the model cannot serve, and for what `check_limits` refuses."""
-    max_text, max_new = request.max_text, request.max_new
-    for name, value, least in (("batch", request.batch, 1), ("max-text", max_text, 4), ("max-new", max_new, 1)):
-        if value < least:
-            raise ExportError(f"--{name} {value} is too small; give {least} or more")
-    geometry = manifest.geometry
-    longest, limit = geometry.total + max_text + max_new, geometry.text.max_positions
-    window = geometry.text.sliding_window
-    if longest > limit:
-        raise ExportError(
-            f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} "
-            f"positions, and the model has {limit}; give less text or fewer new tokens"
-        )
-    if window is not None and longest > window:
-        raise ExportError(
-            f"--max-text {max_text} and --max-new {max_new} with {geometry.total} visual tokens make {longest} rows, "
-            f"more than the model's attention window of {window}; give less text or fewer new tokens"
-        )
+    check_rows(manifest.geometry, batch=request.batch, max_text=request.max_text, max_new=request.max_new)
     check_limits(manifest, request)
 
 
@@ -123,41 +108,25 @@ def topk_refused(manifest: Manifest) -> str | None:
     return None
 
 
-def build_peak(weight_bytes: int) -> float:
-    """GiB of memory that building an engine takes at its peak, estimated and not measured.
-
-    A builder holds the weights about four times over: in the file, parsed, while it chooses kernels, and in the engine.
-    """
-    return 4 * weight_bytes / 2**30 + 0.5
-
-
 def memory_refused(target: Target, manifest: Manifest, request: Request, each: float) -> str | None:
     """Why the largest board of the kind has too little memory to build the engines or to hold all four and the caches;
     None where it has enough, or where boards differ too much to tell."""
     if not target.board.memory:
         return None
-    most, text = target.board.memory[0], manifest.geometry.text
-    count = weight_parameters(manifest.geometry)
-    engines = {
-        "vision": count["encoder"] + count["connector"],
-        "embedding": count["embedding"],
-        "prefill": count["language"] + count["head"],
-        "decode": count["language"] + count["head"],
-    }
-    largest = max(engines, key=lambda name: engines[name])
-    build = build_peak(round(each * engines[largest]))
+    most = target.board.memory[0]
+    sizes = {part: each * count for part, count in weight_parameters(manifest.geometry).items()}
     rows = [kept + request.max_text + request.max_new for kept in manifest.kv_rows]
-    caches = request.batch * kv_bytes(text, rows, 4 if each == 4 else 2)
-    run = (each * sum(engines.values()) + caches) / 2**30
-    if max(build, run) <= most:
+    wanted = room(sizes, manifest.geometry.text, rows, batch=request.batch, element=4 if each == 4 else 2)
+    if wanted.need <= most:
         return None
+    build = wanted.build[wanted.largest]
     what = (
-        f"building the engine of {largest} takes about {build:.1f} GiB at its peak"
+        f"building the engine of {wanted.largest} takes about {build:.1f} GiB at its peak"
         if build > most
-        else f"four engines and the caches of {request.batch} prompts take about {run:.1f} GiB"
+        else f"four engines and the caches of {request.batch} prompts take about {wanted.run:.1f} GiB"
     )
     return (
-        f"--target {target.text}: {what} (estimated from {each * engines[largest] / 2**30:.1f} GiB of weights), "
-        f"and {target.board.title} has at most {most} GiB; take a smaller model or batch, fewer bytes per weight, or a "
-        "board with more memory"
+        f"--target {target.text}: {what} (estimated from {engine_bytes(sizes)[wanted.largest] / GIB:.1f} GiB of "
+        f"weights), and {target.board.title} has at most {most} GiB; take a smaller model or batch, fewer bytes per "
+        "weight, or a board with more memory"
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import inspect
 import logging
 import warnings
@@ -85,10 +86,9 @@ def _keep_operators() -> None:
     """Lets torch keep what it read of the operators it can write, which it else reads anew for every graph, for a sixth
     of an export's time. A torch that has the reader elsewhere goes on as it does."""
     with contextlib.suppress(ImportError, AttributeError):
-        from torch.onnx._internal._lazy_import import onnxscript_apis
-
+        proxy = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
         # an attribute of the proxy comes before the module's own, which stays as it is
-        setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))  # noqa: B010
+        proxy.get_torchlib_ops = functools.cache(proxy.get_torchlib_ops)
 
 
 def _dynamic(module: nn.Module, input_names: Sequence[str], opens: Mapping[str, Mapping[int, str]]) -> Any:

@@ -23,7 +23,7 @@ from tokcarve.passes.inputs.prompt import PromptError, load_prompter
 from tokcarve.recipes.artifact import Artifact
 from tokcarve.recipes.carve import carve, router_of
 
-__all__ = ["ANY", "Reply", "TorchVoice", "converse_in_torch", "reply_in_torch"]
+__all__ = ["ANY", "Reply", "TorchVoice", "converse_in_torch", "reply_in_torch", "use_threads"]
 
 
 ANY = Wish()
@@ -58,7 +58,7 @@ def reply_in_torch(
     """
     if max_new < 1:
         raise PromptError(f"max_new={max_new} asks for no answer; give 1 or more")
-    _use(threads)
+    use_threads(threads)
     geometry = artifact.manifest.geometry
     started = perf_counter()
     prompter = load_prompter(artifact.processor, geometry.image_token_id)
@@ -121,7 +121,7 @@ def converse_in_torch(
     artifact: Artifact, image: Image, threads: int | None, wish: Wish = ANY
 ) -> tuple[str, Conversation, Choice | None]:
     """A conversation about `image` with the model in torch, where it runs, and what the router chose."""
-    _use(threads)
+    use_threads(threads)
     geometry = artifact.manifest.geometry
     prompter = load_prompter(artifact.processor, geometry.image_token_id)
     pixels = torch.from_numpy(load_image_processor(artifact.processor)([image]))
@@ -145,7 +145,8 @@ def _load(artifact: Artifact, pixels: Tensor, wish: Wish) -> tuple[CarvedModel, 
     return CarvedModel(carve(base, artifact, tokens).graphs, base).eval().requires_grad_(False), choice
 
 
-def _use(threads: int | None) -> None:
+def use_threads(threads: int | None) -> None:
+    """Lets torch compute in `threads` threads, where that is a number; ExportError for one below 1."""
     if threads is not None and threads < 1:
         raise ExportError(f"threads={threads} is no thread count; give 1 or more, or nothing for the default")
     if threads is not None:

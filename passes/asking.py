@@ -67,10 +67,16 @@ class Likeness:
 
 @torch.no_grad()
 def ask(
-    graphs: TokenGraphs, question: Question, new: int, said: Sequence[int] | None = None, seen: Seen | None = None
+    graphs: TokenGraphs,
+    question: Question,
+    new: int,
+    said: Sequence[int] | None = None,
+    seen: Seen | None = None,
+    stops: Sequence[int] = (),
 ) -> Reply:
-    """`new` rows of an answer to one question; each row is fed the best token of the row before it, or with `said` the
-    token that was said there. `seen`: what the vision graph gave, where it ran before."""
+    """`new` rows of an answer to one question, or as many as end with the first of `stops`; each row is fed the best
+    token of the row before it, or with `said` the token that was said there. `seen`: what the vision graph gave, where
+    it ran before."""
     image = graphs.geometry.image_token_id
     seen = seen if seen is not None else graphs.see(question.pixel_values, *question.prompt(image, 1))
     ids, length = question.prompt(image, seen.features.shape[1])
@@ -81,6 +87,8 @@ def ask(
     start = visual_start(ids, image)
     for step in range(new - 1):
         latest = rows[-1].argmax() if said is None else torch.tensor(said[step])
+        if int(latest) in stops:
+            break
         position = positions[:, -1:] + 1 + step
         made = graphs.step(latest.view(1, 1), position, length, step, (keys, values), step, start)
         keys = [torch.cat(pair, dim=2) for pair in zip(keys, made.keys, strict=True)]

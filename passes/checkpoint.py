@@ -22,6 +22,7 @@ __all__ = [
     "Checkpoint",
     "WeightsIdentity",
     "changed_files",
+    "config_directory",
     "open_directory",
     "resolve",
     "same_weights",
@@ -78,19 +79,35 @@ def resolve(name: str) -> Checkpoint:
     with what to do next, for a name that is none of these, a hub that cannot be reached, and everything that
     `open_directory` refuses.
     """
+    path, revision = _locate(name, _WANTED)
+    return open_directory(path, name=name, revision=revision)
+
+
+def config_directory(name: str) -> Path:
+    """A directory with the config.json of what `name` stands for, as in `resolve`, whose weights are not looked for.
+
+    Raises ModelError as `resolve` does for names, and for a missing or broken config or an architecture without an
+    adapter.
+    """
+    path, _ = _locate(name, ["config.json"])
+    _read_config(path)
+    return path
+
+
+def _locate(name: str, wanted: list[str]) -> tuple[Path, str | None]:
+    """The directory that a name stands for, with the `wanted` files where a hub has it, and its revision there."""
     local = os.path.expanduser(name)
     if os.path.isdir(local) and (name not in ALIASES or os.path.isfile(os.path.join(local, "config.json"))):
-        return open_directory(Path(local), name=name)
+        return Path(local), None
     if os.path.isfile(local) and name not in ALIASES:
         raise ModelError(f"model {name!r} is a file; give the directory that holds its config.json")
     target = ALIASES.get(name, name)
     if target == "tiny":
         from tokcarve.tiny import checkpoint_dir
 
-        return open_directory(checkpoint_dir(), name=name)
+        return checkpoint_dir(), None
     if _HUB_ID.fullmatch(target):
-        path, revision = _fetch(target)
-        return open_directory(path, name=name, revision=revision)
+        return _fetch(target, wanted)
     if "/" in name or "\\" in name:
         raise ModelError(f"model {name!r}: there is no such directory; give a directory with a config.json")
     raise ModelError(
@@ -106,8 +123,7 @@ def open_directory(path: Path, *, name: str | None = None, revision: str | None 
     weight file that is missing, cut short or inconsistent with its index.
     """
     path = path.resolve()
-    config = _read_json(path / "config.json", f"{path} has no config.json; give the directory of a checkpoint")
-    _check_architecture(path, config)
+    config = _read_config(path)
     shards = _shards(path)
     return Checkpoint(name=name or str(path), path=path, revision=revision, config=config, shards=shards)
 
@@ -136,7 +152,7 @@ def _nearest(name: str) -> str:
     return f", did you mean {near[0]!r}" if near else ""
 
 
-def _fetch(hub_id: str) -> tuple[Path, str]:
+def _fetch(hub_id: str, wanted: list[str]) -> tuple[Path, str]:
     """The local snapshot of a hub repository and its commit; from the cache when the hub cannot be reached."""
     try:
         from huggingface_hub import snapshot_download
@@ -146,7 +162,7 @@ def _fetch(hub_id: str) -> tuple[Path, str]:
             f"model {hub_id!r} would come from a hub, which needs `pip install tokcarve[compress]`; or pass a directory"
         ) from None
     try:
-        path = Path(snapshot_download(hub_id, allow_patterns=_WANTED))
+        path = Path(snapshot_download(hub_id, allow_patterns=wanted))
     except GatedRepoError:
         raise ModelError(f"model {hub_id!r} is gated: accept its licence on the hub and log in") from None
     except RepositoryNotFoundError:
@@ -158,6 +174,12 @@ def _fetch(hub_id: str) -> tuple[Path, str]:
             "download it elsewhere and pass its directory: tokcarve compress /path/to/checkpoint"
         ) from None
     return path, path.name
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = _read_json(path / "config.json", f"{path} has no config.json; give the directory of a checkpoint")
+    _check_architecture(path, config)
+    return config
 
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:

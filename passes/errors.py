@@ -4,6 +4,7 @@ __all__ = [
     "ArtifactError",
     "BudgetError",
     "CheckError",
+    "EvaluationError",
     "ExportError",
     "ImageError",
     "InvariantError",
@@ -58,6 +59,10 @@ class ExportError(TokcarveError):
 
 class CheckError(ExportError):
     """Two forms of a model that must agree do not."""
+
+
+class EvaluationError(TokcarveError):
+    """An evaluation cannot be trusted, so nothing of it is reported."""
 
 
 class InvariantError(TokcarveError):

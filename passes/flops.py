@@ -27,7 +27,9 @@ __all__ = [
     "conventions",
     "count_flops",
     "decode_flops",
+    "decode_layer_flops",
     "kv_bytes",
+    "layer_flops",
     "rows_of",
     "weight_parameters",
 ]
@@ -116,25 +118,37 @@ def _neurons(geometry: Geometry, schedule: Sequence[Cut]) -> tuple[int, ...] | N
 def count_flops(geometry: Geometry, rows: Rows, batch: int = 1) -> Flops:
     """FLOPs of `batch` images whose parts see `rows`."""
     patches = (rows.vision[0] - geometry.vision.prefix) * _patch_macs(geometry)
-    encoder = patches + sum(map(_vision_layer_macs, repeat(geometry.vision), rows.vision, rows.feed))
     connector = rows.connector * _connector_macs(geometry)
     text = geometry.text
-    prefill = sum(_text_layer_macs(text, count, count) for count in rows.text) + text.hidden * text.vocab
-    if rows.neurons is not None:
-        of_layers = zip(rows.text, rows.neurons, strict=True)
-        prefill -= sum(3 * (n - rows.text_only) * text.hidden * (text.mlp - neurons) for n, neurons in of_layers)
+    tower, language = layer_flops(geometry, rows)
     return Flops(
-        encoder=2 * batch * encoder,
+        encoder=batch * (2 * patches + sum(tower)),
         connector=2 * batch * connector,
-        prefill=2 * batch * prefill,
+        prefill=batch * (sum(language) + 2 * text.hidden * text.vocab),
         decode=batch * decode_flops(text, rows.text),
     )
 
 
+def layer_flops(geometry: Geometry, rows: Rows) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """FLOPs of every vision layer that runs, and of every language layer in prefill, of one image whose parts see
+    `rows`; without patches, connector and head, which are no layers."""
+    text = geometry.text
+    tower = map(_vision_layer_macs, repeat(geometry.vision), rows.vision, rows.feed)
+    language = []
+    for count, neurons in zip(rows.text, rows.neurons or repeat(text.mlp), strict=False):
+        spared = 3 * (count - rows.text_only) * text.hidden * (text.mlp - neurons)
+        language.append(2 * (_text_layer_macs(text, count, count) - spared))
+    return tuple(2 * macs for macs in tower), tuple(language)
+
+
 def decode_flops(text: TextGeometry, context: Sequence[int]) -> int:
     """FLOPs of one decode step of one sequence that attends to `context` cached rows in each layer."""
-    macs = sum(_text_layer_macs(text, 1, rows + 1) for rows in context) + text.hidden * text.vocab
-    return 2 * macs
+    return sum(decode_layer_flops(text, rows) for rows in context) + 2 * text.hidden * text.vocab
+
+
+def decode_layer_flops(text: TextGeometry, context: int) -> int:
+    """FLOPs of one language layer in a decode step of one sequence that attends to `context` cached rows there."""
+    return 2 * _text_layer_macs(text, 1, context + 1)
 
 
 def conventions(geometry: Geometry, rows: Rows) -> Mapping[str, int]:

@@ -3,7 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Geometry", "TextGeometry", "VisionGeometry", "centres", "even_positions", "lattice"]
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "Geometry",
+    "TextGeometry",
+    "VisionGeometry",
+    "centres",
+    "even_positions",
+    "lattice",
+]
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""What pixels in 0..1 are normalised with before a CLIP tower, per channel."""
 
 
 @dataclass(frozen=True, kw_only=True)

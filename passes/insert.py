@@ -17,7 +17,7 @@ from tokcarve.passes.stage import Stage
 from tokcarve.passes.taps import TAPS, needs_cls
 from tokcarve.passes.text_taps import TEXT_TAPS, Place
 
-__all__ = ["RewriteResult", "StageRecord", "expand_layers", "in_language", "insert_stage", "rewrite"]
+__all__ = ["RewriteResult", "StageRecord", "expand_layers", "in_language", "insert_stage", "rewrite", "schedule_of"]
 
 ATTENTION = ".attention"
 
@@ -37,11 +37,13 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteResult:
-    """graphs: the new graphs, weights shared. schedule: the reductions in order. modified: whether any node changed."""
+    """graphs: the new graphs, weights shared. schedule: the reductions in order. modified: whether any node changed.
+    stages: what was inserted, observing stages too."""
 
     graphs: TokenGraphs
     schedule: tuple[StageRecord, ...]
     modified: bool
+    stages: tuple[Stage, ...] = ()
 
 
 def rewrite(graphs: TokenGraphs, stages: Sequence[Stage]) -> RewriteResult:
@@ -52,7 +54,7 @@ def rewrite(graphs: TokenGraphs, stages: Sequence[Stage]) -> RewriteResult:
     inside = {stage.site.removesuffix(ATTENTION) for stage in stages if stage.site.endswith(ATTENTION)}
     layers = [site for site in _sites(graphs.vision) if site in inside and site.startswith("vision.layers.")]
     carved = replace(graphs, vision=expand_layers(graphs.vision, layers)) if layers else graphs
-    total, schedule, rank = graphs.geometry.total, list[StageRecord](), -1
+    total, rank = graphs.geometry.total, -1
     for stage in stages:
         place = _place(carved, stage)
         if place <= rank:
@@ -61,10 +63,19 @@ def rewrite(graphs: TokenGraphs, stages: Sequence[Stage]) -> RewriteResult:
         if not least <= stage.keep <= total:
             raise MethodError(f"stage at {stage.site} keeps {stage.keep} of {total} tokens; choose {least}..{total}")
         carved = insert_stage(carved, stage)
+        rank, total = place, stage.keep
+    schedule = schedule_of(stages, graphs.geometry.total)
+    return RewriteResult(graphs=carved, schedule=schedule, modified=bool(stages), stages=tuple(stages))
+
+
+def schedule_of(stages: Sequence[Stage], total: int) -> tuple[StageRecord, ...]:
+    """The reductions that `stages`, in order, make of `total` tokens; those that only observe are none."""
+    schedule = []
+    for stage in stages:
         if stage.how != "observe":
             schedule.append(_record(stage, total))
-        rank, total = place, stage.keep
-    return RewriteResult(graphs=carved, schedule=tuple(schedule), modified=bool(stages))
+        total = stage.keep
+    return tuple(schedule)
 
 
 def _record(stage: Stage, total: int) -> StageRecord:

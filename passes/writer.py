@@ -15,7 +15,13 @@ from tokcarve.passes.graph import Thread, node_at
 from tokcarve.passes.stage import Rule as PureRule
 from tokcarve.passes.stage import Stage
 
-__all__ = ["Choose", "Rule", "Take", "Writer"]
+__all__ = ["Choose", "Rule", "Take", "Writer", "module_name"]
+
+
+def module_name(what: str, site: str) -> str:
+    """What the module that does `what` of the selection at a site is called: "rule", "choose", "alive" and so on."""
+    tag = site.replace("vision.layers.", "l").replace("language.layers.", "t").replace(".", "_")
+    return f"select_{what}_{tag}"
 
 
 class Rule(nn.Module):
@@ -57,7 +63,6 @@ class Writer:
     def __init__(self, module: fx.GraphModule, stage: Stage) -> None:
         self.module, self.stage = module, stage
         self.site = node_at(module, stage.site)
-        self.tag = stage.site.replace("vision.layers.", "l").replace("language.layers.", "t").replace(".", "_")
         self.users = list(self.site.users)
         self.cursor = self.site
 
@@ -67,7 +72,7 @@ class Writer:
 
     def add(self, what: str, submodule: nn.Module, *args: Any) -> Node:
         """A module node behind everything written so far."""
-        name = f"select_{what}_{self.tag}"
+        name = module_name(what, self.stage.site)
         self.module.add_submodule(name, submodule)
         with self.module.graph.inserting_after(self.cursor):
             self.cursor = self.module.graph.call_module(name, args)

@@ -13,7 +13,7 @@ import psutil
 
 from tokcarve.passes.errors import ArtifactError
 
-__all__ = ["check_target", "copy_file", "replace_directory", "replace_file", "write_file"]
+__all__ = ["check_file", "check_target", "copy_file", "replace_directory", "replace_file", "write_file"]
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.tokcarve-(?P<pid>\d+)-[0-9a-f]{8}\.(part|old)")
 
@@ -27,6 +27,19 @@ def check_target(place: Path) -> None:
         raise ArtifactError(f"{parent} is a file, so nothing can be written under it; choose another -o")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ArtifactError(f"{parent} cannot be written, so {place.name} cannot be put there; choose another -o")
+
+
+def check_file(place: Path, suffixes: tuple[str, ...]) -> None:
+    """Raises ArtifactError if a file could not be put at `place`: it has another suffix than `suffixes`, a directory is
+    there, or its folder is missing or cannot be written."""
+    if place.suffix.lower() not in suffixes:
+        raise ArtifactError(f"-o {place} is no {' or '.join(suffixes)} file; name it so")
+    if place.is_dir():
+        raise ArtifactError(f"{place} is a directory; choose another -o")
+    if not place.parent.is_dir():
+        raise ArtifactError(f"{place.parent} is no directory, so {place.name} cannot be put there; choose another -o")
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise ArtifactError(f"{place.parent} cannot be written, so {place.name} cannot be put there; choose another -o")
 
 
 def replace_file(place: Path, content: str | bytes) -> None:

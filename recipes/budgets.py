@@ -10,7 +10,7 @@ from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.stage import Method, Stage
 from tokcarve.recipes.schema import Budget
 
-__all__ = ["mean_tokens", "resolve_budget", "stored_rows", "within"]
+__all__ = ["mean_tokens", "resolve_budget", "stages_at", "stored_rows", "within"]
 
 MIB = 2.0**20
 
@@ -49,7 +49,7 @@ def resolve_budget(budget: Budget, method: Method, geometry: Geometry) -> int:
 
 def mean_tokens(method: Method, geometry: Geometry, tokens: int) -> float:
     """Visual tokens per layer of the language model."""
-    return float(_wish("avg_tokens", Budget(avg_tokens=1), geometry).measure(_planned(method, geometry, tokens)))
+    return float(_wish("avg_tokens", Budget(avg_tokens=1), geometry).measure(stages_at(method, geometry, tokens)))
 
 
 def within(budget: Budget, method: Method, geometry: Geometry, tokens: int) -> bool:
@@ -57,7 +57,7 @@ def within(budget: Budget, method: Method, geometry: Geometry, tokens: int) -> b
     name, asked = next(iter(budget.asked.items()))
     if name not in ("kv_mib", "prefill_flops"):
         return True
-    return bool(_wish(name, budget, geometry).measure(_planned(method, geometry, tokens)) <= asked)
+    return bool(_wish(name, budget, geometry).measure(stages_at(method, geometry, tokens)) <= asked)
 
 
 def _wish(name: str, budget: Budget, geometry: Geometry) -> _Wish:
@@ -87,7 +87,7 @@ def _reached(method: Method, geometry: Geometry, wish: _Wish) -> Mapping[int, fl
     refused: MethodError | None = None
     for count in range(1, geometry.total + 1):
         try:
-            found[count] = wish.measure(_planned(method, geometry, count))
+            found[count] = wish.measure(stages_at(method, geometry, count))
         except MethodError as error:
             refused = error
     if refused is not None and set(found) <= {geometry.total}:
@@ -95,7 +95,8 @@ def _reached(method: Method, geometry: Geometry, wish: _Wish) -> Mapping[int, fl
     return found
 
 
-def _planned(method: Method, geometry: Geometry, count: int) -> list[Stage]:
+def stages_at(method: Method, geometry: Geometry, count: int) -> list[Stage]:
+    """The reductions that `method` plans down to `count` tokens before samples were seen; MethodError where none."""
     if method.fit(geometry, count) is not None:
         # what is learned is one merge before the language model, which samples have yet to fill
         return [Stage(site="connector", how="merge", keep=count)]

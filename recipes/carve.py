@@ -7,7 +7,6 @@ from typing import Any
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from tokcarve.passes import families
 from tokcarve.passes.blocks import Embedding
 from tokcarve.passes.errors import ArtifactError, MethodError
 from tokcarve.passes.geometry import Geometry
@@ -21,6 +20,7 @@ from tokcarve.recipes.artifact import Artifact
 
 __all__ = [
     "carve",
+    "check_stages",
     "method_of",
     "name_of",
     "params_of",
@@ -58,6 +58,12 @@ def planned(
 ) -> tuple[Stage, ...]:
     """The stages of `method`; MethodError where they do not fit the tower, the count or the position policy."""
     stages = method.stages(geometry, tokens, frozen)
+    check_stages(method, geometry, stages, positions)
+    return stages
+
+
+def check_stages(method: Method, geometry: Geometry, stages: Sequence[Stage], positions: str) -> None:
+    """Raises MethodError where the stages of `method` do not fit the tower or the position policy."""
     title = method.facts.title
     if not geometry.vision.prefix and any(needs_cls(stage.reads) for stage in stages):
         serving = [name for name, other in METHODS.items() if not needs_cls(other.facts.reads)]
@@ -70,7 +76,6 @@ def planned(
             f"{title} also sends the [CLS] row, which has no place in the image, so its tokens cannot keep original "
             "positions; choose positions renumbered"
         )
-    return stages
 
 
 def rewritten(
@@ -101,7 +106,7 @@ def carve(model: Any, artifact: Artifact, tokens: int | None = None) -> RewriteR
     count = manifest.budget.tokens if tokens is None else tokens
     schedule = manifest.schedule_of(count)
     frozen = Frozen(counts={stage.site: stage.keep for stage in schedule}, tensors=_of_method(artifact))
-    result = rewritten(families.capture(model), method, count, frozen, manifest.positions)
+    result = rewritten(_captured(model), method, count, frozen, manifest.positions)
     made = [(s.site, s.total, s.keep, s.how) for s in result.schedule]
     recorded = [(s.site, s.total, s.keep, s.how) for s in schedule]
     if made != recorded:
@@ -116,8 +121,15 @@ def router_of(model: Any, artifact: Artifact) -> Router | None:
     record = artifact.manifest.router
     if record is None:
         return None
-    graphs = families.capture(model)
+    graphs = _captured(model)
     return Router(Glimpse(graphs.parts, graphs.geometry, record.layer), _tensors(artifact)).eval()
+
+
+def _captured(model: Any) -> TokenGraphs:
+    # brings transformers, which what is only planned does not wait for
+    from tokcarve.passes import families
+
+    return families.capture(model)
 
 
 def _tensors(artifact: Artifact) -> dict[str, Tensor]:
@@ -131,7 +143,7 @@ def _of_method(artifact: Artifact) -> dict[str, Tensor]:
 
 def whole(model: Any, artifact: Artifact) -> TokenGraphs:
     """The graphs of `model` with nothing reduced; what the method tells of every row, they tell too."""
-    graphs, manifest = families.capture(model), artifact.manifest
+    graphs, manifest = _captured(model), artifact.manifest
     method = method_of(manifest.method.name, dict(manifest.method.params))
     stages = method.stages(graphs.geometry, graphs.geometry.total, None)
     return rewrite(graphs, [stage for stage in stages if stage.gives]).graphs

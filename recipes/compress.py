@@ -43,7 +43,7 @@ from tokcarve.recipes.manifest import (
 )
 from tokcarve.recipes.schema import Recipe
 
-__all__ = ["Plan", "compress", "compress_recipe", "plan_recipe"]
+__all__ = ["Plan", "compress", "compress_recipe", "numbers_of", "plan_recipe"]
 
 _PACKAGES = ("tokcarve", "torch", "transformers", "numpy", "pillow", "tokenizers")
 
@@ -169,13 +169,13 @@ def _further(graphs: TokenGraphs, recipe: Recipe, method: Method, part: Part) ->
     """A budget of a set beside the largest."""
     result = rewritten(graphs, method, part.tokens, part.frozen, recipe.positions)
     check_carved(result.graphs, result.schedule)
-    schedule, numbers, stored = _counted(graphs.geometry, result)
+    schedule, numbers, stored = numbers_of(graphs.geometry, result)
     return FurtherBudget(
         tokens=part.tokens, schedule=schedule, numbers=numbers, kv_rows=stored, calibration=part.record
     )
 
 
-def _counted(geometry: Geometry, result: RewriteResult) -> tuple[tuple[StageEntry, ...], Numbers, tuple[int, ...]]:
+def numbers_of(geometry: Geometry, result: RewriteResult) -> tuple[tuple[StageEntry, ...], Numbers, tuple[int, ...]]:
     """The schedule of a carved model, the three token numbers, and the visual rows that each language layer stores."""
     schedule = tuple(StageEntry(**entry) for entry in record(result.schedule))
     worked = rows_of(geometry, schedule, 0).text
@@ -202,7 +202,7 @@ def _manifest(
         if method.dynamic() is not None:
             open_questions.append("per-layer counts are assumed, not calibrated; pass --samples to calibrate")
     checks.extend(settled.checks)
-    schedule, numbers, stored = _counted(geometry, result)
+    schedule, numbers, stored = numbers_of(geometry, result)
     return Manifest(
         model=ModelRecord(
             name=checkpoint.path.name if os.path.isdir(os.path.expanduser(checkpoint.name)) else checkpoint.name,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokcarve.tiny.data import SPLIT_SHA256, Sample, calibration, digest, evaluation, split
+from tokcarve.tiny.data import RECORDED, SPLIT_SHA256, Sample, calibration, digest, evaluation, split
 from tokcarve.tiny.draw import FRAME, PATCH, Scene, Thing, draw, patch_owner, sample_scene
 from tokcarve.tiny.questions import CORE, FAMILIES, Question, questions
 
@@ -16,6 +16,7 @@ __all__ = [
     "FAMILIES",
     "FRAME",
     "PATCH",
+    "RECORDED",
     "SPLIT_SHA256",
     "Question",
     "Sample",

@@ -53,13 +53,19 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Greedy tokens per row (a stop token, if one came, is the last), kept patch ids [rows, keep], timings by chunk;
-    given [rows, tokens said, ...] by name: what the method tells of every row that said a token."""
+    """Greedy tokens per row (a stop token, if one came, is the last), kept patch ids [rows, keep] as in
+    `Pipeline.kept_by_site`, timings by chunk; given [rows, tokens said, ...] by name: what the method tells of every
+    row that said a token."""
 
     tokens: tuple[tuple[int, ...], ...]
-    kept_indices: Ids
+    kept_by_site: Mapping[str, Ids]
     timings: tuple[Timings, ...]
     given: Mapping[str, Array]
+
+    @property
+    def kept_indices(self) -> Ids:
+        """Patch ids [rows, keep] of what is left behind the last stage that chose."""
+        return list(self.kept_by_site.values())[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +158,7 @@ class Answerer:
         given = {name: np.concatenate([chunk.told(name) for chunk in made]) for name in made[0].given[0]}
         return Generation(
             tokens=tuple(tuple(tokens) for chunk in made for tokens in chunk.tokens),
-            kept_indices=np.concatenate([chunk.kept for chunk in made]),
+            kept_by_site={site: np.concatenate([chunk.kept[site] for chunk in made]) for site in made[0].kept},
             timings=tuple(done),
             given=given,
         )
@@ -208,7 +214,7 @@ class _Chunk:
             self.ids[row, : len(ids[source])] = ids[source]
         self.lengths: Ids = np.array([len(ids[source]) for source in filled], np.int64)
         self.tokens: list[list[int]] = [[] for _ in wanted]
-        self.kept: Ids = np.empty((0, 0), np.int64)
+        self.kept: dict[str, Ids] = {}
         self.given: list[dict[str, Array]] = []
 
     def told(self, name: str) -> Array:
@@ -226,7 +232,8 @@ class _Chunk:
         self.given = [pipeline.told(prefilled)]
         latest = greedy(prefilled["logits"])
         prefill = clock.lap()
-        self.kept = pipeline.kept(seen, prefilled)[: len(self.wanted)]
+        kept = pipeline.kept_by_site(seen, prefilled)
+        self.kept = {site: ids[: len(self.wanted)] for site, ids in kept.items()}
         self._take(latest, on_token)
         cache, steps = pipeline.cache(prefilled), list[float]()
         while len(steps) + 1 < max_new and not all(tokens[-1] in self.stops for tokens in self.tokens):

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-__all__ = ["Machine", "this_machine"]
+__all__ = ["Machine", "cpu_name", "this_machine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Machine:
 def this_machine(*, provider: str, fell_back: bool, threads: int | None, dtype: str, load: float) -> Machine:
     """The machine this runs on, with what only the caller knows: where graphs ran, and the load beforehand."""
     return Machine(
-        cpu=_cpu(),
+        cpu=cpu_name(),
         cores=os.cpu_count() or 1,
         load=load,
         threads=threads,
@@ -49,7 +49,8 @@ def this_machine(*, provider: str, fell_back: bool, threads: int | None, dtype: 
     )
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -69,9 +69,17 @@ class Pipeline:
 
     def kept(self, seen: Mapping[str, Array], prefilled: Mapping[str, Array]) -> Ids:
         """Patch ids [batch, keep] of the visual tokens that are left behind the last stage that chose."""
-        kept: Ids = seen["kept_indices"].astype(np.int64)
-        inside = [one for name, one in prefilled.items() if name.startswith("kept_indices.")]
-        return np.take_along_axis(kept, inside[-1], axis=1) if inside else kept
+        return list(self.kept_by_site(seen, prefilled).values())[-1]
+
+    def kept_by_site(self, seen: Mapping[str, Array], prefilled: Mapping[str, Array]) -> dict[str, Ids]:
+        """The same behind the vision graph, under "", and behind every site of the language model that chose."""
+        entered: Ids = seen["kept_indices"].astype(np.int64)
+        kept = {"": entered}
+        for name, inside in prefilled.items():
+            if name.startswith("kept_indices."):
+                site = name.replace("kept_indices.", "language.layers.")
+                kept[site] = np.take_along_axis(entered, inside, axis=1)
+        return kept
 
     def told(self, made: Mapping[str, Array]) -> dict[str, Array]:
         """What the method tells, by name, among the outputs of prefill or decode."""

@@ -35,9 +35,15 @@ class Played:
     tokens: NDArray[np.int64]
 
 
-def play(pipeline: Pipeline, samples: Sequence[Asked], new: int, said: Sequence[Sequence[int]] | None = None) -> Played:
-    """One exported batch; every sample goes on past a stop token. Each step is fed the best token of the one before it,
-    or with `said` what was said there."""
+def play(
+    pipeline: Pipeline,
+    samples: Sequence[Asked],
+    new: int,
+    said: Sequence[Sequence[int]] | None = None,
+    stops: Sequence[int] = (),
+) -> Played:
+    """One exported batch; every sample goes on past a stop token, until all have said one of `stops`. Each step is fed
+    the best token of the one before it, or with `said` what was said there."""
     record = pipeline.record
     geometry, tokens = record.geometry, pipeline.side.tokens
     prompts = [[*one.before, *[geometry.image_token_id] * tokens, *one.after] for one in samples]
@@ -52,6 +58,8 @@ def play(pipeline: Pipeline, samples: Sequence[Asked], new: int, said: Sequence[
     cache, made = pipeline.cache(first), [first]
     best = [greedy(first["logits"])]
     for step in range(new - 1):
+        if stops and np.isin(np.concatenate(best, axis=1), stops).any(axis=1).all():
+            break
         fed = best[-1] if said is None else np.array([[one[step]] for one in said], np.int64)
         made.append(pipeline.step(fed, lengths, step, cache))
         best.append(greedy(made[-1]["logits"]))

@@ -27,7 +27,7 @@ from tokcarve.exporters.device.face import (
 )
 from tokcarve.passes.errors import ExportError
 
-__all__ = ["GRAPHS", "STATIC", "Array", "Face", "Graph", "as_floats", "open_face", "start"]
+__all__ = ["GRAPHS", "STATIC", "Array", "Face", "Graph", "as_floats", "open_face", "preload", "start"]
 
 GRAPHS = ("vision", "embedding", "prefill", "decode")
 STATIC = frozenset(("ort", "trt"))
@@ -187,9 +187,14 @@ def _providers() -> tuple[str, ...]:
     except OSError:
         return ("CPUExecutionProvider",)
     ort.set_default_logger_severity(4)
+    preload()
+    return ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+def preload() -> None:
+    """Load the libraries of CUDA and cuDNN that pip installed, where ONNX Runtime finds them, and say nothing."""
     with redirect_stdout(StringIO()):  # it prints what it does not find, even where the loader will
         ort.preload_dlls()
-    return ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from tokcarve.passes.blocks import PatchEmbedding, VisionBlock
 from tokcarve.passes.errors import ModelError
-from tokcarve.passes.geometry import Geometry, TextGeometry, VisionGeometry
+from tokcarve.passes.geometry import CLIP_MEAN, CLIP_STD, Geometry, TextGeometry, VisionGeometry
 from tokcarve.passes.graph import Parts
 from tokcarve.passes.text_blocks import Rotary, TextBlock
 
@@ -21,7 +21,6 @@ __all__ = ["MODEL", "empty", "geometry", "parts"]
 
 MODEL = LlavaForConditionalGeneration
 # pixels are normalised as towers of each kind are trained
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TOWERS: dict[str, tuple[Any, int, Any, Any]] = {
     "clip_vision_model": ("clip", 1, CLIP_MEAN, CLIP_STD),
     "siglip_vision_model": ("siglip", 0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),

@@ -82,6 +82,24 @@ class ImageProcessor:
             )
         return np.stack(ready)
 
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Which part of an image of that size the model sees: left, top, right and bottom in pixels of the image, below
+        0 or beyond its size where it is padded.
+
+        Raises ImageError as for the image itself.
+        """
+        left, top, across, down = 0.0, 0.0, float(width), float(height)
+        if self.pad_square and self.mean is not None:
+            across = down = float(max(width, height))
+            left, top = -float((max(width, height) - width) // 2), -float((max(width, height) - height) // 2)
+        resized = self._resized_size(int(down), int(across)) or (int(down), int(across))
+        if self.crop_to is None:
+            return left, top, left + across, top + down
+        scale_x, scale_y = across / resized[1], down / resized[0]
+        first_y, first_x = ((size - crop) // 2 for size, crop in zip(resized, self.crop_to, strict=True))
+        left, top = left + first_x * scale_x, top + first_y * scale_y
+        return left, top, left + self.crop_to[1] * scale_x, top + self.crop_to[0] * scale_y
+
     def _pixels(self, image: Image.Image) -> Pixels:
         pixels = _rgb(image)
         if self.pad_square and self.mean is not None:

@@ -41,7 +41,7 @@ class Bench:
 
     geometry: Geometry
     set: SampleSet
-    runner: Runner
+    runner: Runner[Journal]
     quantile: float | None = None
     steps: int | None = None
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["paired", "share"]
+__all__ = ["paired", "redrawn", "share"]
 
 Z = 1.959963984540054  # of the normal distribution, 95 % within
 RESAMPLES = 2000
@@ -29,3 +30,15 @@ def paired(first: Sequence[int | float], second: Sequence[int | float], seed: in
     drawn = np.random.RandomState(seed).randint(len(gaps), size=(RESAMPLES, len(gaps)))
     low, high = np.quantile(gaps[drawn].mean(axis=1), [0.025, 0.975])
     return [float(gaps.mean()), float(low), float(high)]
+
+
+def redrawn(values: NDArray[np.float64], groups: Sequence[int], seed: int = 0) -> NDArray[np.float64]:
+    """Sums [draws, n] of `values` [samples, n] over samples whose groups, numbered from 0, are drawn anew as a whole.
+
+    The same groups and seed make the same draws, so that sums of two models may be compared draw by draw.
+    """
+    count = max(groups) + 1
+    sums = np.zeros((count, values.shape[1]))
+    np.add.at(sums, np.asarray(groups), values)
+    picked = np.random.RandomState(seed)
+    return np.stack([np.bincount(picked.randint(count, size=count), minlength=count) @ sums for _ in range(RESAMPLES)])

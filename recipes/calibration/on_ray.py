@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tokcarve.passes.errors import RecipeError, TokcarveError
-from tokcarve.recipes.calibration.journal import Record, Task
-from tokcarve.recipes.calibration.pool import Pool
-from tokcarve.recipes.calibration.work import Job, Worker
+from tokcarve.recipes.calibration.pool import Job, Pool
+from tokcarve.recipes.journal import Record, Task
 
 __all__ = ["OnRay"]
 
@@ -85,7 +84,7 @@ class _Actor:
 
         if job.threads is not None:
             torch.set_num_threads(job.threads)
-        self.worker = Worker(job)
+        self.worker = job.open()
 
     def run(self, task: Task) -> Record:
         return self.worker(task)

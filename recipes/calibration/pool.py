@@ -2,15 +2,30 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from tokcarve.passes.errors import RecipeError
-from tokcarve.recipes.calibration.journal import Journal, Record, Task
-from tokcarve.recipes.calibration.work import Job, Worker
+from tokcarve.recipes.journal import LineJournal, Record, Task
 
-__all__ = ["Local", "Pool", "Progress", "Runner", "pool_of"]
+__all__ = ["Job", "Local", "Pool", "Progress", "Runner", "pool_of"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how much of it is done, how much there is)."""
+
+
+J = TypeVar("J", bound=LineJournal)
+
+
+@runtime_checkable
+class Job(Protocol):
+    """What tasks are about: small enough to be sent to where they are done."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of torch in a worker elsewhere; None leaves them to it."""
+
+    def open(self) -> Callable[[Task], Record]:
+        """A worker, with everything open that tasks need."""
 
 
 class Pool(ABC):
@@ -18,9 +33,9 @@ class Pool(ABC):
 
     job: Job
 
-    def here(self) -> Worker:
+    def here(self) -> Any:
         """A worker in this process, for what cannot be cut into tasks."""
-        return Worker(self.job)
+        return self.job.open()
 
     @abstractmethod
     def imap(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Record]]:
@@ -36,12 +51,12 @@ class Local(Pool):
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.worker: Worker | None = None
+        self.worker: Any = None
 
-    def here(self) -> Worker:
+    def here(self) -> Any:
         """The one that does the tasks."""
         if self.worker is None:
-            self.worker = Worker(self.job)
+            self.worker = self.job.open()
         return self.worker
 
     def imap(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Record]]:
@@ -66,10 +81,10 @@ def pool_of(on: str, job: Job) -> Pool:
     raise RecipeError(f"--on {on} is no place to work; choose local, ray, or ray:ADDRESS")
 
 
-class Runner:
+class Runner(Generic[J]):
     """Does tasks once: what the journal has is not done again."""
 
-    def __init__(self, pool: Pool, journal: Journal, tell: Progress | None = None) -> None:
+    def __init__(self, pool: Pool, journal: J, tell: Progress | None = None) -> None:
         self.pool, self.journal = pool, journal
         self.tell: Progress = tell if tell is not None else lambda what, done, total: None
 

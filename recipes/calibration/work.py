@@ -72,6 +72,10 @@ class Job:
     sha256: str
     threads: int | None = field(default=None, compare=False)
 
+    def open(self) -> "Worker":
+        """A worker with the model and the samples open."""
+        return Worker(self)
+
 
 class Worker:
     """The model, the samples, and what is needed of both again and again."""

@@ -140,6 +140,30 @@ def test_exported_graphs_answer_as_torch_does(exported: Path, tmp_path: Path, qu
     assert len(both[1]["timings_ms"]["decode"]) == len(both[1]["tokens"]) - 1
 
 
+def test_both_runtimes_are_scored_alike_and_controls_stand_beside(exported: Path, tmp_path: Path) -> None:
+    rows = [{"image": "a.png", "question": "is there a cat?", "answer": "no"}, {"image": "b.png"}]
+    rows[1] |= {"question": "where is it?", "answer": "left"}
+    for seed, row in enumerate(rows):
+        picture(tmp_path / row["image"], seed)
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = []
+    for way, controls in (("ort", "--controls"), ("torch", "--no-controls")):
+        given = ["eval", exported, "--data", tmp_path / "q.jsonl", "--no-gate", "--max-new", 3, "--runtime", way]
+        done = CliRunner().invoke(app, [*map(str, given), controls, "-o", str(tmp_path / way), "--json"])
+        assert done.exit_code == 0, done.stderr
+        made.append(json.loads(done.stdout)["sides"])
+    ort, torch = made
+    assert list(ort) == ["unpruned", "pruned", "random", "uniform"] and list(torch) == ["unpruned", "pruned"]
+    assert [one["runtime"] for one in ort.values()] == ["ort", "ort", "torch", "torch"]
+    for name, other in torch.items():
+        nats = ("kl", "kl_first")
+        assert [ort[name][key] for key in nats] == pytest.approx([other[key] for key in nats], abs=1e-4)
+        ran = {"runtime": "torch", "provider": "torch cpu"}
+        assert {**ort[name], **other} == {**ort[name], **ran} | {key: other[key] for key in nats}
+    assert ort["pruned"]["kl"] > 0 and ort["random"]["runs"] == 3
+    assert all(0 < ort[name]["kl"] != ort["pruned"]["kl"] for name in ("random", "uniform"))
+
+
 def test_torch_refuses_what_makes_no_answer(exported: Path, tmp_path: Path) -> None:
     image = picture(tmp_path / "a.png")
     done = ask(exported, "--image", image, "--prompt", "why?", "--runtime", "torch", "--max-new", 0)

@@ -1,21 +1,29 @@
 """What the verbs print: their JSON is a promise, their tables are for people."""
 
 import json
-import re
 from pathlib import Path
-from typing import Any
 
 import models
 import pytest
+from spoken import documented, said, told
 from transformers.utils.logging import disable_progress_bar
-from typer.testing import CliRunner
 
 from tokcarve import __version__
-from tokcarve.cli.main import app
 from tokcarve.passes.methods import METHODS
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text()
-VERBS = ("compress", "export", "verify", "run", "profile", "inspect", "methods")
+VERBS = (
+    "compress",
+    "export",
+    "verify",
+    "run",
+    "profile",
+    "inspect",
+    "methods",
+    "plan",
+    "recipes",
+    "compare",
+    "doctor",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,25 +36,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def said(*words: object) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def told(*words: object) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(said(*words, "--json"))
-    assert (fields.pop("format"), fields.pop("verb")) == (1, str(words[0]))
-    assert set(fields) == documented(str(words[0]))
-    return fields
-
-
-def documented(verb: str) -> set[str]:
-    """The keys that docs/json.md promises for a verb."""
-    section = PAGE.split(f"## `{verb}`\n")[1].split("\n## ")[0]
-    return {key for line in section.splitlines() if line.startswith("- ") for key in re.findall(r"`(\w+)`", line)[:1]}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -12,8 +12,9 @@ from exported import make_artifact, make_export
 
 from tokcarve.exporters import source
 from tokcarve.exporters.device.boards import find_target
+from tokcarve.exporters.engines import build_peak
 from tokcarve.exporters.faces.kind import Request
-from tokcarve.exporters.limits import build_peak, memory_refused, topk_refused, trt_refused
+from tokcarve.exporters.limits import memory_refused, topk_refused, trt_refused
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.flops import weight_parameters
 from tokcarve.recipes.artifact import read_artifact

@@ -106,7 +106,9 @@ def test_what_a_recipe_refuses(tmp_path: Path, text: str | bytes, fault: str) ->
 
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="does not exist; shipped are llava15-flowcut-64, llava15-vtc-cls-128, tiny"):
+    with pytest.raises(
+        RecipeError, match="does not exist; shipped are llava15-flowcut-64, llava15-vtc-cls-128, orin-13b"
+    ):
         load_recipe(tmp_path / "no.yaml")
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tokcarve.recipes.calibration.intervals import paired, share
+from tokcarve.recipes.calibration.intervals import paired, redrawn, share
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,10 @@ def test_its_width_is_that_of_the_mean() -> None:
     gaps = np.random.RandomState(3).randn(400)
     _, low, high = paired(gaps.tolist(), [0.0] * 400)
     assert high - low == pytest.approx(2 * 1.96 * gaps.std() / math.sqrt(400), rel=0.1)
+
+
+def test_groups_are_drawn_as_a_whole() -> None:
+    values, groups = np.array([[1.0], [2.0], [10.0], [20.0]]), [0, 0, 1, 1]
+    drawn = set(redrawn(values, groups)[:, 0].tolist())
+    assert drawn == {6.0, 33.0, 60.0}, "two groups: the first twice, each once, the second twice"
+    assert np.array_equal(redrawn(values, groups, 3), redrawn(values, groups, 3))
