@@ -19,9 +19,12 @@ def point(tokens: int, costs: float, sure: float = 0.005) -> Point:
     faster = 1 / costs
     interval = Interval(low=faster * (1 - sure), high=faster * (1 + sure))
     return Point(
-        tokens=tokens, rows=tokens + 64, milliseconds=distribution([10 * costs]), faster=replace(distribution([faster]), interval=interval),
+        tokens=tokens,
+        rows=tokens + 64,
+        milliseconds=distribution([10 * costs]),
+        faster=replace(distribution([faster]), interval=interval),
         computes=tokens / 64,
-    )  # fmt: skip
+    )
 
 
 def stairs(*costs: tuple[int, float]) -> Staircase:
@@ -38,7 +41,7 @@ def test_a_staircase_has_steps_and_free_tokens() -> None:
 
 
 def test_what_may_be_noise_is_no_step() -> None:
-    found = Staircase(wish=64, points=(point(64, 1.0), point(72, 1.35, 0.3), point(80, 1.36)), tolerance=0.03)
+    found = Staircase(wish=64, points=(point(64, 1.0), point(72, 1.35, 0.4), point(80, 1.36)), tolerance=0.03)
     assert found.steps == () and [one["tight"] for one in found.record()["points"]] == [True, False, True]
 
 
