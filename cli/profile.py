@@ -4,7 +4,7 @@
 `SetProfile.record()`, described at the head of exporters/device/profile_set.py; and where it was asked for
 
     trace: the file; sweep {wish, suggested, tolerance, points}, each point {tokens, rows, prefill (milliseconds),
-        over_wish, flops_over_wish, step}; batches: a list of {batch, new_tokens, first_token_ms, end_to_end_ms,
+        over_wish, tight, flops_over_wish, step}; batches: a list of {batch, new_tokens, first_token_ms, end_to_end_ms,
         images_per_second, tokens_per_second, each {pruned, unpruned}, first_token_speedup, end_to_end_speedup}
 """
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokcarve.cli.output import Progress, print_line, print_table
+from tokcarve.cli.profile_tables import sure
 
 if TYPE_CHECKING:
     from tokcarve.exporters.device.profile import Profile
@@ -90,12 +91,13 @@ def _print_staircase(stairs: "Staircase") -> None:
             one.rows,
             f"{one.milliseconds.p50:.2f}",
             f"{one.costs:.3f}",
+            sure(one.faster),
             f"{one.computes:.3f}",
             "step" if one.tokens in stairs.steps else "",
         )
         for one in stairs.points
     ]
-    columns = ("tokens", "rows", "prefill ms", "of the wish", "FLOPs", "")
+    columns = ("tokens", "rows", "prefill ms", "of the wish", "95 %", "FLOPs", "")
     print_table("the whole language model over other counts of visual tokens", columns, rows)
     more = stairs.suggested - stairs.wish
     if more:

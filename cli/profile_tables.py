@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tokcarve.exporters.device.timing import Distribution
     from tokcarve.exporters.device.verdict import Stage
 
-__all__ = ["print_profile", "print_set"]
+__all__ = ["print_profile", "print_set", "sure"]
 
 _ROWS = {
     "encoder": "encoder",
@@ -112,16 +112,16 @@ def _clocks(read: Mapping[str, Any]) -> str | None:
 def _row(name: str, stage: "Stage") -> tuple[str, ...]:
     times = (stage.pruned.p50, stage.pruned.p95, stage.unpruned.p50, stage.unpruned.p95)
     possible = "" if stage.predicted is None else f"{stage.predicted:.2f}x"
-    return (name, *(_milliseconds(one) for one in times), f"{stage.speedup:.2f}x", _sure(stage.ratio), possible)
+    return (name, *(_milliseconds(one) for one in times), f"{stage.speedup:.2f}x", sure(stage.ratio), possible)
 
 
 def _answer(one: "Answer") -> tuple[str, ...]:
     sums = ", ".join(f"{side.p50:.2f}" for side in one.sums)
     times = (_milliseconds(one.pruned.p50), _milliseconds(one.unpruned.p50))
-    return (str(one.new), *times, f"{one.ratio.p50:.2f}x", _sure(one.ratio), f"{one.predicted:.2f}x", sums)
+    return (str(one.new), *times, f"{one.ratio.p50:.2f}x", sure(one.ratio), f"{one.predicted:.2f}x", sums)
 
 
-def _sure(one: "Distribution") -> str:
+def sure(one: "Distribution") -> str:
     """Half the interval of a median, in percent of it."""
     return "?" if one.interval is None else f"±{one.interval.within(one.p50):.1%}"
 

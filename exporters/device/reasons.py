@@ -36,8 +36,11 @@ class Loss:
 
 
 def loss(stage: Stage, pruned: Work, unpruned: Work, selector_share: float, balance: Balance | None) -> Loss | None:
-    """What `stage` loses; None where it comes near to what is possible."""
-    if stage.predicted is None or stage.realised is None or stage.realised >= _REACHED:
+    """What `stage` loses; None where it comes near to what is possible, or may do so within its interval."""
+    if stage.predicted is None or stage.realised is None:
+        return None
+    interval = stage.ratio.interval
+    if (stage.speedup if interval is None else interval.high) >= _REACHED * stage.predicted:
         return None
     spent, fixed = stage.pruned.p50, 0.0
     lost, selector = spent * (1 - stage.realised), selector_share * spent

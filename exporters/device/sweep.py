@@ -17,7 +17,7 @@ import numpy as np
 from tokcarve.exporters.device.bench import Bench, Tick
 from tokcarve.exporters.device.memory import Memory, fit
 from tokcarve.exporters.device.pipeline import Pipeline
-from tokcarve.exporters.device.rounds import Effort, Samples, Way, ratios, take_rounds, timed
+from tokcarve.exporters.device.rounds import Effort, Samples, Way, ratios, settled, take_rounds, timed
 from tokcarve.exporters.device.scratch import batch_face, tokens_face
 from tokcarve.exporters.device.session import Face
 from tokcarve.exporters.device.stages import answer_name
@@ -48,6 +48,11 @@ class Point:
         """Its time over that of the wish."""
         return 1 / self.faster.p50
 
+    def apart(self, other: "Point") -> bool:
+        """Whether the intervals of both are known and have no value in common."""
+        mine, theirs = self.faster.interval, other.faster.interval
+        return mine is not None and theirs is not None and not mine.meets(theirs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Staircase:
@@ -59,17 +64,18 @@ class Staircase:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The counts that are much slower than the one before them: behind the edge of a tile."""
+        """The counts that are surely and much slower than the one before them: behind the edge of a tile."""
         return tuple(
             after.tokens
             for before, after in zip(self.points, self.points[1:], strict=False)
             if (rise := after.costs / before.costs - 1) > self.tolerance
             and rise > _STEEP * (after.computes / before.computes - 1)
+            and before.apart(after)
         )
 
     @property
     def suggested(self) -> int:
-        """The most tokens, at or above the wish, that take no longer than it."""
+        """The most tokens, at or above the wish, that take no longer than it, as far as the medians tell."""
         free = [one.tokens for one in self.points if one.tokens >= self.wish and one.costs <= 1 + self.tolerance]
         return max(free, default=self.wish)
 
@@ -81,6 +87,7 @@ class Staircase:
                 "rows": one.rows,
                 "prefill": one.milliseconds.record(),
                 "over_wish": one.costs,
+                "tight": settled(one.faster, self.tolerance),
                 "flops_over_wish": one.computes,
                 "step": one.tokens in self.steps,
             }

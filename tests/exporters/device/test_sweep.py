@@ -1,9 +1,12 @@
 """The latency staircase by hand: where its steps are, and what is suggested."""
 
+from dataclasses import replace
+
 import pytest
 from toy_face import write_toy
 
 from tokcarve.cli.bare import BareOptions
+from tokcarve.exporters.device.intervals import Interval
 from tokcarve.exporters.device.rounds import Effort
 from tokcarve.exporters.device.session import open_face
 from tokcarve.exporters.device.sweep import Point, Staircase, counts_around, sweep_tokens
@@ -11,12 +14,17 @@ from tokcarve.exporters.device.timing import distribution
 from tokcarve.passes.errors import ExportError
 
 
-def point(tokens: int, costs: float) -> Point:
-    """A prefill that takes so many times the time of 64 tokens, with FLOPs in proportion to its tokens."""
+def point(tokens: int, costs: float, sure: float = 0.005) -> Point:
+    """A prefill that takes so many times the time of 64 tokens, known to `sure`, with FLOPs like its tokens."""
+    faster = 1 / costs
+    interval = Interval(low=faster * (1 - sure), high=faster * (1 + sure))
     return Point(
-        tokens=tokens, rows=tokens + 64, milliseconds=distribution([10 * costs]), faster=distribution([1 / costs]),
+        tokens=tokens,
+        rows=tokens + 64,
+        milliseconds=distribution([10 * costs]),
+        faster=replace(distribution([faster]), interval=interval),
         computes=tokens / 64,
-    )  # fmt: skip
+    )
 
 
 def stairs(*costs: tuple[int, float]) -> Staircase:
@@ -30,6 +38,11 @@ def test_a_staircase_has_steps_and_free_tokens() -> None:
     record = found.record()
     assert [one["tokens"] for one in record["points"] if one["step"]] == [64, 104]
     assert record["points"][5]["over_wish"] == pytest.approx(1.35) and record["wish"] == 64
+
+
+def test_what_may_be_noise_is_no_step() -> None:
+    found = Staircase(wish=64, points=(point(64, 1.0), point(72, 1.35, 0.4), point(80, 1.36)), tolerance=0.03)
+    assert found.steps == () and [one["tight"] for one in found.record()["points"]] == [True, False, True]
 
 
 def test_a_ramp_has_no_steps_and_nothing_is_free() -> None:

@@ -114,6 +114,8 @@ def test_what_is_lost_by_hand() -> None:
     assert found.overhead == pytest.approx(6)
     assert loss(stage(41, 120, 3.0), work(100, 1), work(300, 1), 0.08, FAST) is None
     assert loss(stage(50, 120), work(100, 1), work(300, 1), 0.08, FAST) is None
+    unsure = replace(stage(50, 120, 3.0), ratio=replace(steady(2.4), interval=Interval(low=2.0, high=2.8)))
+    assert loss(unsure, work(100, 1), work(300, 1), 0.08, FAST) is None
     near = loss(stage(100, 110, 1.3), work(100, 1), work(130, 1), 0.0, FAST)
     assert near is not None and near.overhead == 0
 
