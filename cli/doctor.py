@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokcarve.cli.output import emit_json, print_facts, print_table
+from tokcarve.cli.output import emit_json, print_facts, print_line, print_table
 
 if TYPE_CHECKING:
     from tokcarve.exporters.device.doctor import Findings
@@ -50,5 +50,8 @@ def _print(found: "Findings", verbs: list[str]) -> None:
     print_table("started here", ("provider or builder", "version", "starts", "why not"), tried)
     rows = [(one.name, one.extra or "(base)", one.found or "none", one.least, one.works) for one in found.packages]
     print_table("packages", ("package", "extra", "found", "at least", "works"), rows)
-    able = [(one.name, one.why is None, one.why or "", one.install or "") for one in abilities(found, verbs)]
-    print_table("what works", ("", "works", "why not", "what would help"), able)
+    able = abilities(found, verbs)
+    print_table("what works", ("", "works"), [(one.name, one.why is None) for one in able])
+    for one in able:
+        if one.why is not None:
+            print_line(f"{one.name}: {one.why}" + (f"; what would help: {one.install}" if one.install else ""))
