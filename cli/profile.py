@@ -62,7 +62,7 @@ def _run(
     as_json: bool,
 ) -> None:
     from tokcarve.cli.profile_sweep import measure_sweep, prepare_sweep, print_sweep
-    from tokcarve.cli.profile_tables import print_profile, print_set
+    from tokcarve.cli.profile_tables import print_profile, print_set, print_verdict
     from tokcarve.exporters.device.face import check_origin, read_export
     from tokcarve.exporters.device.profile import profile as measure
     from tokcarve.exporters.device.profile_set import profile_set
@@ -95,6 +95,7 @@ def _run(
         print_set(several)
     print_profile(made)
     print_sweep(swept)
+    print_verdict(made)
     if trace is not None:
         print_line(f"trace: {trace}, for ui.perfetto.dev")
 

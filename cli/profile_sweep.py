@@ -77,6 +77,7 @@ def print_sweep(swept: Swept) -> None:
     """The staircase with what it suggests, and a row per batch."""
     if swept.staircase is not None:
         _print_staircase(swept.staircase)
+        print_line("")
     if swept.batches:
         rows = [_batch(one) for one in swept.batches]
         columns = ("batch", "images/s", "unpruned", "tokens/s", "unpruned", "first token", "end to end")

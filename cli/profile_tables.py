@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tokcarve.exporters.device.timing import Distribution
     from tokcarve.exporters.device.verdict import Stage
 
-__all__ = ["print_profile", "print_set", "sure"]
+__all__ = ["print_profile", "print_set", "print_verdict", "sure"]
 
 _ROWS = {
     "encoder": "encoder",
@@ -48,7 +48,7 @@ def print_set(made: "SetProfile") -> None:
 
 
 def print_profile(made: "Profile") -> None:
-    """Stages, answers, sizes, what was measured how, and the verdict with its reasons."""
+    """Stages, answers, sizes, and what was measured how."""
     title = "milliseconds (p50, p95), and the gain beside what FLOPs make possible"
     print_table(title, _COLUMNS, [_row(name, made.stages[key]) for key, name in _ROWS.items()])
     columns = ("new tokens", "pruned", "unpruned", "gain", "95 %", "predicted", "whole / stages")
@@ -60,6 +60,10 @@ def print_profile(made: "Profile") -> None:
     _print_sizes(made)
     print_facts("measured", _facts(made))
     print_line("")
+
+
+def print_verdict(made: "Profile") -> None:
+    """The sentences: what was gained, why no more, and what to be wary of."""
     print_line(f"{made.verdict}.")
     for reason in made.reasons:
         print_line(f"why: {reason}")
