@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 __all__ = [
     "Progress",
+    "as_object",
     "checked_rows",
     "emit_json",
     "print_facts",
@@ -21,9 +22,14 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how much of it is done, how much there is)."""
 
 
+def as_object(verb: str, fields: Mapping[str, Any]) -> str:
+    """The one object of `--json`: {"format": 1, "verb": ..., ...}, keys in the order given."""
+    return json.dumps({"format": 1, "verb": verb, **fields}, indent=2, ensure_ascii=False, allow_nan=False)
+
+
 def emit_json(verb: str, fields: Mapping[str, Any]) -> None:
-    """Print the one object of `--json`: {"format": 1, "verb": ..., ...}, keys in the order given."""
-    print(json.dumps({"format": 1, "verb": verb, **fields}, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print `as_object`."""
+    print(as_object(verb, fields))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

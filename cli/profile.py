@@ -1,7 +1,8 @@
 """`tokcarve profile`: what an exported artifact costs beside the unpruned model, and what it saved.
 
 `--json`: `Profile.record()`, described at the head of exporters/device/profile_record.py; of a budget set
-`SetProfile.record()`, described at the head of exporters/device/profile_set.py; and where it was asked for
+`SetProfile.record()`, described at the head of exporters/device/profile_set.py; the same is kept in `--out`. Where it
+was asked for, also
 
     trace: the file; sweep {wish, suggested, tolerance, points}, each point {tokens, rows, prefill (milliseconds),
         over_wish, tight, flops_over_wish, step}; batches: a list of {batch, new_tokens, first_token_ms, end_to_end_ms,
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tokcarve.cli.bare import BARE
-from tokcarve.cli.output import emit_json, print_line, progress_bars
+from tokcarve.cli.output import as_object, emit_json, print_line, progress_bars
 
 __all__ = ["profile"]
 
@@ -36,6 +37,9 @@ def profile(
     sweep_tokens: Annotated[
         str | None, typer.Option(help="Also what other token counts cost, as 64,72,80; alone: some around its own.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where its JSON is kept; ARTIFACT/profile.json unless told.")
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Also write one answer of each side as a trace for ui.perfetto.dev.")
     ] = None,
@@ -51,7 +55,8 @@ def profile(
     batches = [] if batch is None else _numbers("--batch", batch)
     alone = sweep_tokens in (None, _AUTO)
     tokens = None if sweep_tokens is None else [] if alone else _numbers("--sweep-tokens", sweep_tokens)
-    _run(artifact, {"effort": effort, "answers": lengths, "threads": threads}, (tokens, batches), trace, as_json)
+    how = {"effort": effort, "answers": lengths, "threads": threads}
+    _run(artifact, how, (tokens, batches), trace, out, as_json)
 
 
 def _run(
@@ -59,6 +64,7 @@ def _run(
     how: dict[str, Any],
     sweeps: tuple[list[int] | None, list[int]],
     trace: Path | None,
+    out: Path | None,
     as_json: bool,
 ) -> None:
     from tokcarve.cli.profile_sweep import measure_sweep, prepare_sweep, print_sweep
@@ -67,13 +73,15 @@ def _run(
     from tokcarve.exporters.device.profile import profile as measure
     from tokcarve.exporters.device.profile_set import profile_set
     from tokcarve.exporters.device.session import open_face
+    from tokcarve.exporters.device.side_by_side import PROFILE
     from tokcarve.exporters.device.trace import check_trace, trace_answers, write_trace
     from tokcarve.recipes.artifact import last, read_artifact
 
     found = read_artifact(artifact if artifact is not None else last())
     check_origin(found.directory, read_export(found.directory), found.manifest)
-    if trace is not None:
-        check_trace(trace)
+    for place, check in ((trace, check_trace), (out, _check_out)):
+        if place is not None:
+            check(place)
     with progress_bars() as progress:
         counts = prepare_sweep(found, *sweeps, progress)
         if found.manifest.router is not None:
@@ -88,6 +96,7 @@ def _run(
         if trace is not None:
             write_trace(trace, trace_answers(open_face(found.directory, how["threads"]), new=made.max_new))
             record["trace"] = str(trace)
+    kept = _keep(record, found.directory / PROFILE, out)
     if as_json:
         emit_json("profile", record)
         return
@@ -96,8 +105,28 @@ def _run(
     print_profile(made)
     print_sweep(swept)
     print_verdict(made)
-    if trace is not None:
-        print_line(f"trace: {trace}, for ui.perfetto.dev")
+    print_line(kept if trace is None else f"trace: {trace}, for ui.perfetto.dev\n{kept}")
+
+
+def _check_out(out: Path) -> None:
+    from tokcarve.recipes.atomic import check_file
+
+    check_file(out, (".json",))
+
+
+def _keep(record: dict[str, Any], place: Path, out: Path | None) -> str:
+    """Leaves the record where `compare` looks for it, or in `out`; a sentence on where. An artifact that cannot be
+    written, as on a device, costs only this convenience."""
+    from tokcarve.passes.errors import ArtifactError
+    from tokcarve.recipes.atomic import replace_file
+
+    try:
+        replace_file(out or place, as_object("profile", record) + "\n")
+    except ArtifactError as error:
+        if out is not None:
+            raise
+        return f"not kept: {error}"
+    return f"written to {out or place}"
 
 
 def _numbers(option: str, text: str, what: str = "numbers with commas, as 1,16,64") -> list[int]:

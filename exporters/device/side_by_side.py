@@ -24,7 +24,7 @@ from tokcarve.recipes.artifact import Artifact, read_artifact
 __all__ = ["EVALUATION", "PROFILE", "Comparison", "Entry", "Overlap", "compare_artifacts"]
 
 EVALUATION, PROFILE = Path(FOLDER) / RECORD, Path("profile.json")
-"""Where an artifact has what `eval` wrote, and what `profile --json` printed if it was kept there."""
+"""Where an artifact has what `eval` and `profile` leave there unless told otherwise."""
 _TEXT = 64
 _SCENES = 4
 

@@ -1,6 +1,7 @@
 """`tokcarve profile`: what it prints, what it refuses, and that it needs no torch."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,21 @@ def test_json_is_the_profile(toy: Path) -> None:
     assert fields["verb"] == "profile" and fields["max_new"] == 3 and fields["repeats"] == 2
     assert [one["new_tokens"] for one in fields["answers"]] == [1, 3]
     assert fields["stages"]["prefill"]["speedup"] > 0 and fields["verdict"].startswith("prefill ")
+
+
+def test_its_record_is_kept_where_compare_looks_or_where_it_was_told(toy: Path, tmp_path: Path) -> None:
+    printed = json.loads(measure(toy, "--repeats", 2, "--json").stdout)
+    assert json.loads((toy / "profile.json").read_text()) == printed
+    done = measure(toy, "--repeats", 2, "-o", tmp_path / "mine.json")
+    assert f"written to {tmp_path / 'mine.json'}" in done.stdout
+    assert json.loads((toy / "profile.json").read_text()) == printed != json.loads((tmp_path / "mine.json").read_text())
+
+
+def test_an_artifact_that_cannot_be_written_is_still_measured(toy: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(toy, tmp_path / "toy", ignore=shutil.ignore_patterns("profile.json")))
+    (other / "profile.json").mkdir()
+    done = measure(other, "--repeats", 2)
+    assert done.exit_code == 0 and "not kept: " in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -68,6 +84,7 @@ def test_the_tables_fit_the_screen(toy: Path, columns: int) -> None:
         (["--tolerance", 2], "tolerance=2 is no share"),
         (["--threads", -1], "threads=-1"),
         (["--trace", "missing/trace.json"], "no file can be written there"),
+        (["--out", "profile.txt"], "is no .json file"),
     ],
 )
 def test_bad_numbers_are_one_sentence_and_exit_code_2(toy: Path, arguments: list[object], message: str) -> None:
