@@ -2,14 +2,15 @@
 
 `--json`: `Sweep.record()` of exporters/sweeping/engine.py, with `out`, the directory. model, revision, weights_mib,
 questions {source, sha256, count, images}, unanswerable, methods, tokens, text_rows, environment {cpu, threads, on,
-versions}, gate, limit, data, seed; points, the unpruned model first, each as in `Row` of exporters/sweeping/table.py;
-refused: "METHOD at N" and why. `out` holds report.html, pareto.svg, pareto.png, sweep.json and points.jsonl, from which
-the same command goes on after an interruption.
+versions}, gate, limit, data, seed, calibration (null, or the samples: {samples, sha256, count, held_out, seed,
+skipped}); points, the unpruned model first, each as in `Row` of exporters/sweeping/table.py; refused: "METHOD at N" and
+why. `out` holds report.html, pareto.svg, pareto.png, sweep.json and points.jsonl, from which the same command goes on
+after an interruption.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ from tokcarve.cli.show import named
 if TYPE_CHECKING:
     from tokcarve.exporters.sweeping import Sweep
     from tokcarve.exporters.sweeping.table import Row
+    from tokcarve.recipes.schema import Calibration
 
 __all__ = ["sweep"]
 
@@ -37,6 +39,11 @@ def sweep(
     out: Annotated[Path, typer.Option("--out", "-o", help="A directory for the report; the same goes on.")],
     data: Annotated[Path | None, typer.Option(help="Questions as JSONL; the bundled scenes unless told.")] = None,
     limit: Annotated[int | None, typer.Option(help="How many questions; all unless told.")] = None,
+    samples: Annotated[
+        str | None, typer.Option(help="Decide what methods leave open: scenes, a folder, a JSONL file or a dataset.")
+    ] = None,
+    sample_count: Annotated[int, typer.Option(min=4, help="How many samples.")] = 64,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of training, where a method trains; 512.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Export every point and time it; minutes each.")] = False,
     gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Stop where the unpruned model fails.")] = True,
     on: Annotated[str, typer.Option(help="Where to compute: local, ray or ray:ADDRESS.")] = "local",
@@ -50,32 +57,30 @@ def sweep(
     check_target(out)
     _check_folder(out)
 
+    calibration = _calibration(samples, sample_count, steps)
+    said = {"--methods": ",".join(chosen), "--tokens": ",".join(map(str, counts)), "--data": data, "--limit": limit}
+    if samples is not None:
+        said |= {"--samples": samples, "--sample-count": sample_count, "--steps": steps}
+    said |= {"--measure": measure, "--no-gate": not gate, "--seed": seed, "-o": out}
+    how: dict[str, Any] = {"data": data, "limit": limit, "calibration": calibration, "measure": measure, "gate": gate}
+    made = _swept(model, out, said, {"methods": chosen, "tokens": counts, **how, "on": on, "seed": seed})
+    if as_json:
+        emit_json("sweep", {"out": str(out), **made.record()})
+    else:
+        _print(made, out)
+
+
+def _swept(model: str, out: Path, said: Mapping[str, object], how: dict[str, Any]) -> "Sweep":
+    """The sweep, with its report written."""
     from tokcarve.exporters.sweeping import sweep as run
     from tokcarve.exporters.sweeping.report import write_report
     from tokcarve.passes.checkpoint import resolve
     from tokcarve.passes.inputs.images import load_image_processor
 
     with progress_bars() as progress:
-        made = run(
-            model,
-            methods=chosen,
-            tokens=counts,
-            points=out / POINTS,
-            data=data,
-            limit=limit,
-            measure=measure,
-            gate=gate,
-            on=on,
-            seed=seed,
-            tell=progress,
-        )
-    given = {"--methods": ",".join(chosen), "--tokens": ",".join(map(str, counts)), "--data": data, "--limit": limit}
-    said = {**given, "--measure": measure, "--no-gate": not gate, "--seed": seed, "-o": out}
+        made = run(model, points=out / POINTS, tell=progress, **how)
     write_report(made, load_image_processor(resolve(model).path), out, _command(model, said))
-    if as_json:
-        emit_json("sweep", {"out": str(out), **made.record()})
-    else:
-        _print(made, out)
+    return made
 
 
 def _command(model: str, said: Mapping[str, object]) -> list[str]:
@@ -97,6 +102,16 @@ def _counts(text: str) -> list[int]:
         return [int(one) for one in text.split(",")]
     except ValueError:
         raise BudgetError(f"--tokens {text} is no list of counts; give some such as 64,128") from None
+
+
+def _calibration(samples: str | None, count: int, steps: int | None) -> "Calibration | None":
+    """RecipeError for --steps without samples."""
+    from tokcarve.passes.errors import RecipeError
+    from tokcarve.recipes.schema import Calibration
+
+    if samples is None and steps is not None:
+        raise RecipeError(f"--steps {steps} is about training on samples, and there are none; add --samples scenes")
+    return None if samples is None else Calibration(samples=samples, count=count, steps=steps)
 
 
 def _check_folder(out: Path) -> None:

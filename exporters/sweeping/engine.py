@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tokcarve.exporters.evaluation.engine import MAX_NEW
-from tokcarve.exporters.evaluation.gate import gate_of
+from tokcarve.exporters.evaluation.gate import Gate, gate_of
 from tokcarve.exporters.evaluation.questions import QuestionSet
 from tokcarve.exporters.evaluation.scores import soft
 from tokcarve.exporters.evaluation.speaking import Preparer
@@ -27,10 +27,12 @@ from tokcarve.passes.errors import BudgetError, MethodError, RecipeError, Sample
 from tokcarve.passes.families.load import read_config
 from tokcarve.passes.flops import weight_parameters
 from tokcarve.passes.geometry import Geometry
+from tokcarve.recipes.calibration.bench import bench_of
 from tokcarve.recipes.calibration.pool import Runner, pool_of
 from tokcarve.recipes.carve import method_of, planned
 from tokcarve.recipes.journal import LineJournal, Record, Task, differences, read_journal
 from tokcarve.recipes.make import make_recipe
+from tokcarve.recipes.schema import Calibration
 
 __all__ = ["CONTROLS", "Sweep", "sweep"]
 
@@ -71,13 +73,15 @@ def sweep(
     points: Path,
     data: Path | None = None,
     limit: int | None = None,
+    calibration: Calibration | None = None,
     measure: bool = False,
     gate: bool = True,
     on: str = "local",
     seed: int = 0,
     tell: Tell | None = None,
 ) -> Sweep:
-    """The sweep of `methods` and controls by `tokens`; what the file `points` has is not computed again.
+    """The sweep of `methods` and controls by `tokens`; what the file `points` has is not computed again. What methods
+    leave open is decided by `calibration`, or assumed.
 
     Raises, before any model is read, ModelError, MethodError for an unknown method or where no point is possible,
     BudgetError for a count that does not fit, SampleError for questions that are none or points that were made from
@@ -88,21 +92,19 @@ def sweep(
         raise RecipeError(f"--measure takes times here, one after the other; leave --on {on} or --measure out")
     checkpoint = resolve(model)
     geometry = families.geometry(read_config(checkpoint.path))
-    tasks, refused = _tasks(model, geometry, methods, tokens)
+    tasks, refused = _tasks(model, geometry, methods, tokens, calibrated=calibration is not None)
+    samples = None if calibration is None else bench_of(checkpoint, geometry, calibration).record
     asked = questions_of(Preparer(checkpoint.path, geometry.image_token_id), data, limit)
-    runner = _runner(checkpoint, asked, data, limit, points, on, tell)
+    job = _job(checkpoint, asked, data, limit, calibration)
+    runner = Runner(pool_of(on, job), _journal(points, _facts(checkpoint, asked, calibration, samples)), tell)
     with _open(runner):
         plain = next(runner.map(tasks[:1], "the unpruned model"))
-        hits = [
-            soft(one["text"], question.answers) for one, question in zip(plain["runs"][0], asked.questions, strict=True)
-        ]
-        opened = gate_of(asked, np.array(hits), weights_identity(checkpoint), floor=None, ignored=not gate, seed=seed)
-        opened.insist()
+        opened = _opened(plain, asked, checkpoint, ignored=not gate, seed=seed)
         records = [plain, *runner.map(tasks[1:], "points")]
         timed = [{**task, "do": "measure"} for task in tasks[1:]] if measure else []
         times = list(runner.map(timed, "exporting and timing"))
     found = [Point(record=one, measured=time) for one, time in zip_longest(records, [None, *times])]
-    about = _about(model, checkpoint, geometry, asked, tasks, on)
+    about = _about(model, checkpoint, geometry, asked, tasks, on) | {"calibration": samples}
     about |= {"gate": opened.record(), "limit": limit, "data": None if data is None else str(data), "seed": seed}
     return Sweep(
         model=model,
@@ -115,8 +117,17 @@ def sweep(
     )
 
 
+def _opened(plain: Record, asked: QuestionSet, checkpoint: Checkpoint, *, ignored: bool, seed: int) -> Gate:
+    """The gate, which the point of the unpruned model must pass."""
+    pairs = zip(plain["runs"][0], asked.questions, strict=True)
+    hits = np.array([soft(one["text"], question.answers) for one, question in pairs])
+    gate = gate_of(asked, hits, weights_identity(checkpoint), floor=None, ignored=ignored, seed=seed)
+    gate.insist()
+    return gate
+
+
 def _tasks(
-    model: str, geometry: Geometry, methods: Sequence[str], tokens: Sequence[int]
+    model: str, geometry: Geometry, methods: Sequence[str], tokens: Sequence[int], *, calibrated: bool
 ) -> tuple[list[Task], dict[str, str]]:
     """The unpruned model and every point that is possible, and why the others are not."""
     found: list[Task] = [{"do": "answer", "method": "none", "params": {}, "tokens": geometry.total}]
@@ -128,7 +139,7 @@ def _tasks(
         for count in counts:
             params = make_recipe(model, method=name, tokens=count).method.parameters
             try:
-                _check(name, params, geometry, count)
+                _check(name, params, geometry, count, calibrated)
             except MethodError as error:
                 refused[f"{name} at {count}"] = str(error)
                 continue
@@ -139,40 +150,46 @@ def _tasks(
     return found, refused
 
 
-def _check(name: str, params: Mapping[str, Any], geometry: Geometry, count: int) -> None:
+def _check(name: str, params: Mapping[str, Any], geometry: Geometry, count: int, calibrated: bool) -> None:
     """MethodError for a point that cannot be."""
     method = method_of(name, dict(params))
     if method.learns(geometry, count):
-        raise MethodError(f"{name} learns from samples; compress with --samples, then `tokcarve eval`")
+        if not calibrated:
+            raise MethodError(f"{name} learns from samples; give some with --samples, as scenes")
+        return
     stages = planned(method, geometry, count, None, "renumbered")
     if any("guide" in stage.reads for stage in stages):
         raise MethodError(f"{name} keeps a state from image to image, and these questions are about single images")
 
 
-def _runner(
-    checkpoint: Checkpoint,
-    asked: QuestionSet,
-    data: Path | None,
-    limit: int | None,
-    points: Path,
-    on: str,
-    tell: Tell | None,
-) -> Runner[LineJournal]:
-    job = SweepJob(
+def _job(
+    checkpoint: Checkpoint, asked: QuestionSet, data: Path | None, limit: int | None, calibration: Calibration | None
+) -> SweepJob:
+    return SweepJob(
         checkpoint=checkpoint.path.absolute(),
         data=None if data is None else data.absolute(),
         limit=limit,
         sha256=asked.sha256,
         most=MAX_NEW,
+        calibration=calibration,
         threads=torch.get_num_threads(),
     )
-    facts = {
+
+
+def _facts(
+    checkpoint: Checkpoint, asked: QuestionSet, calibration: Calibration | None, samples: Record | None
+) -> dict[str, Any]:
+    """What points of an earlier run must have been made from, to be gone on with."""
+    calibrated = None
+    if calibration is not None and samples is not None:
+        calibrated = f"{samples['sha256'][:12]} {calibration.count} {calibration.seed} {calibration.steps}"
+    return {
         "model": weights_identity(checkpoint).identity,
         "questions": asked.sha256,
+        "calibration": calibrated,
         "most tokens": MAX_NEW,
         "versions": " ".join(f"{name} {version(name)}" for name in _DEPENDS) + f" python {platform.python_version()}",
     }
-    return Runner(pool_of(on, job), _journal(points, facts), tell)
 
 
 def _journal(path: Path, facts: Mapping[str, Any]) -> LineJournal:

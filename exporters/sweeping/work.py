@@ -25,12 +25,16 @@ from tokcarve.passes.families.load import read_model
 from tokcarve.passes.flops import count_flops, rows_of
 from tokcarve.passes.inputs.prompt import PromptError
 from tokcarve.passes.insert import RewriteResult
+from tokcarve.passes.stage import Method
 from tokcarve.recipes.artifact import write_artifact
+from tokcarve.recipes.calibration.bench import bench_of
+from tokcarve.recipes.calibration.freeze import leaves_open, tuned
 from tokcarve.recipes.carve import method_of, rewritten
 from tokcarve.recipes.compress import numbers_of, plan_recipe
 from tokcarve.recipes.files import dump_recipe
 from tokcarve.recipes.journal import LineJournal, Record, Task
 from tokcarve.recipes.make import make_recipe
+from tokcarve.recipes.schema import Calibration
 
 __all__ = ["TEXT_ROWS", "Sweeper", "SweepJob", "questions_of"]
 
@@ -41,13 +45,15 @@ TEXT_ROWS = 64
 @dataclass(frozen=True, kw_only=True)
 class SweepJob:
     """What a worker opens: a checkpoint directory, questions, which must be the same wherever it runs (`sha256`), and
-    how many tokens answers have at most."""
+    how many tokens answers have at most; calibration: what decides and freezes what methods leave open, None where that
+    is assumed."""
 
     checkpoint: Path
     data: Path | None
     limit: int | None
     sha256: str
     most: int
+    calibration: Calibration | None = None
     threads: int | None = field(default=None, compare=False)
 
     def open(self) -> "Sweeper":
@@ -85,6 +91,10 @@ class Sweeper:
                 f"{self.asked.source} holds other questions here (sha256 {self.asked.sha256[:12]}) than where the work "
                 f"was given out ({job.sha256[:12]}); make the same files readable on every machine"
             )
+        self.bench = (
+            None if job.calibration is None else bench_of(self.checkpoint, self.graphs.geometry, job.calibration)
+        )
+        self.calibration = job.calibration
         self.interview = Interview(self.asked.questions, self.preparer, LineJournal(None, {}, {}), job.most)
         self.full = self.interview.unpruned(
             self._role(UNPRUNED, [RewriteResult(graphs=self.graphs, schedule=(), modified=False)])
@@ -93,7 +103,7 @@ class Sweeper:
     def __call__(self, task: Task) -> Record:
         """What comes of `task`: {"do": "answer" or "measure", "method", "params", "tokens"}."""
         if task["do"] == "measure":
-            return _measured(str(self.checkpoint.path), task["method"], task["params"], task["tokens"])
+            return self._measured(task["method"], task["params"], task["tokens"])
         return self._answered(task["method"], task["params"], task["tokens"])
 
     def _answered(self, method: str, params: Mapping[str, Any], tokens: int) -> Record:
@@ -115,8 +125,16 @@ class Sweeper:
         }
 
     def _carved(self, method: str, params: Mapping[str, Any], tokens: int) -> RewriteResult:
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in params.items()}
-        return rewritten(self.graphs, method_of(method, plain), tokens, None)
+        made, frozen = _method(method, params), None
+        if self.bench is not None and leaves_open(made, self.graphs.geometry, tokens):
+            made, frozen, _ = tuned(self.bench, made, tokens)
+        return rewritten(self.graphs, made, tokens, frozen)
+
+    def _measured(self, method: str, params: Mapping[str, Any], tokens: int) -> Record:
+        calibration = self.calibration
+        if not leaves_open(_method(method, params), self.graphs.geometry, tokens):
+            calibration = None
+        return _measured(str(self.checkpoint.path), method, params, tokens, calibration)
 
     def _role(self, name: str, results: list[RewriteResult]) -> Role:
         runs = tuple(partial(TorchSpeaker, result.graphs) for result in results)
@@ -140,7 +158,13 @@ class Sweeper:
         return {**column.last.record(), "scores": None}
 
 
-def _measured(model: str, method: str, params: Mapping[str, Any], tokens: int) -> Record:
+def _method(name: str, params: Mapping[str, Any]) -> Method:
+    return method_of(name, {key: tuple(value) if isinstance(value, list) else value for key, value in params.items()})
+
+
+def _measured(
+    model: str, method: str, params: Mapping[str, Any], tokens: int, calibration: Calibration | None
+) -> Record:
     """Median milliseconds and speed-ups of a point's own export in ONNX Runtime, pruned and unpruned in turn; of the
     export nothing stays."""
     from tokcarve.exporters.device.profile import profile
@@ -149,6 +173,7 @@ def _measured(model: str, method: str, params: Mapping[str, Any], tokens: int) -
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = make_recipe(model, method=method, params=params, tokens=tokens)
+        recipe = recipe.model_copy(update={"calibration": calibration})
         plan = plan_recipe(recipe, out=Path(folder) / "artifact")
         artifact = write_artifact(plan.out, plan.manifest, dump_recipe(recipe), plan.checkpoint, modules=plan.modules)
         export_artifact(artifact.directory, Request(max_text=TEXT_ROWS, max_new=16))

@@ -16,7 +16,7 @@ from tokcarve.recipes.calibration.work import Candidate
 from tokcarve.recipes.carve import name_of, params_of
 from tokcarve.recipes.manifest import CheckRecord
 
-__all__ = ["check_capture", "counts_of", "freeze", "is_open", "per_image"]
+__all__ = ["check_capture", "counts_of", "freeze", "is_open", "leaves_open", "per_image", "tuned"]
 
 CAPTURE_TOLERANCE = 1e-4
 FIT = "fit"  # whose state the journal keeps
@@ -26,6 +26,26 @@ CAPTURED = 4  # images on which the captured graph is compared with the checkpoi
 def is_open(method: Method, geometry: Geometry, tokens: int) -> bool:
     """Whether samples have something to say about a method at this count."""
     return tokens < geometry.total and (method.dynamic() is not None or method.learns(geometry, tokens))
+
+
+def leaves_open(method: Method, geometry: Geometry, tokens: int) -> bool:
+    """Whether samples have anything to decide about a method at this count, parameters too."""
+    return is_open(method, geometry, tokens) or method.decides(geometry, tokens) is not None
+
+
+def tuned(
+    bench: Bench, method: Method, tokens: int, positions: str = "renumbered"
+) -> tuple[Method, Frozen | None, dict[str, Any]]:
+    """`method` with its open parameters decided, what is frozen beside them, and a record of both.
+
+    MethodError for a method that leaves nothing open.
+    """
+    settled, record = decide(bench, method, tokens, positions)
+    frozen = None
+    if not record or is_open(settled, bench.geometry, tokens):
+        frozen, more = freeze(bench, settled, tokens, positions)
+        record |= more
+    return settled, frozen, record
 
 
 def freeze(bench: Bench, method: Method, tokens: int, positions: str = "renumbered") -> tuple[Frozen, dict[str, Any]]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from tokcarve.passes.stage import Frozen, Method
 from tokcarve.recipes.calibration.bench import Bench
-from tokcarve.recipes.calibration.decide import decide, looks_of
-from tokcarve.recipes.calibration.freeze import freeze, is_open
+from tokcarve.recipes.calibration.decide import looks_of
+from tokcarve.recipes.calibration.freeze import tuned
 from tokcarve.recipes.calibration.intervals import paired, share
 from tokcarve.recipes.calibration.work import Candidate
 from tokcarve.recipes.carve import name_of, params_of
@@ -20,11 +20,7 @@ def fixed(bench: Bench, method: Method, tokens: int, positions: str) -> tuple[Me
 
     MethodError for a method that leaves nothing open.
     """
-    settled, record = decide(bench, method, tokens, positions)
-    frozen = None
-    if not record or is_open(settled, bench.geometry, tokens):
-        frozen, more = freeze(bench, settled, tokens, positions)
-        record |= more
+    settled, frozen, record = tuned(bench, method, tokens, positions)
     if frozen is None or not frozen.tensors:
         record["proof"] = prove(bench, method, settled, tokens, frozen, positions)
     return settled, frozen, record

@@ -14,7 +14,7 @@ from tokcarve.recipes.artifact import check_output, default_directory
 from tokcarve.recipes.budgets import resolve_budget
 from tokcarve.recipes.calibration.auto import best_method, serving, smallest_count
 from tokcarve.recipes.calibration.bench import How, open_bench
-from tokcarve.recipes.calibration.freeze import check_capture, is_open
+from tokcarve.recipes.calibration.freeze import check_capture, is_open, leaves_open
 from tokcarve.recipes.calibration.proof import fixed
 from tokcarve.recipes.calibration.route import Routed, route
 from tokcarve.recipes.calibration.search import Search, search, search_of
@@ -100,7 +100,7 @@ def _automatic(
         asked_for = {"name": name, "params": recipe.method.parameters}
         frozen, record = None, bench.record | {"asked": asked_for} | choice.record
         method = choice.method
-        if is_open(method, geometry, choice.tokens) or method.decides(geometry, choice.tokens) is not None:
+        if leaves_open(method, geometry, choice.tokens):
             method, frozen, more = fixed(bench, method, choice.tokens, recipe.positions)
             record = more | record
     made = Settled(method=method, tokens=choice.tokens, frozen=frozen, record=record, checks=(check,))

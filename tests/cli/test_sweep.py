@@ -133,6 +133,8 @@ def test_points_of_other_questions_are_not_gone_on_with(place: Path, done: tuple
         ({"--methods": "vtc_class"}, "unknown method 'vtc_class', did you mean 'vtc_cls'"),
         ({"--methods": ","}, "names no method"),
         ({"--methods": "covipal"}, "no point is possible: covipal learns from samples"),
+        ({"--steps": "3"}, "--steps 3 is about training on samples"),
+        ({"--samples": "nowhere"}, "sample set nowhere does not exist"),
         ({"--methods": "vla_pruner"}, "no point is possible: vla_pruner keeps a state"),
         ({"--tokens": "16,x"}, "--tokens 16,x is no list of counts"),
         ({"--tokens": "65"}, "tokens=65 does not fit the 64 visual tokens"),
@@ -157,7 +159,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(place: Path, change: dict[str
 def test_measured_points_have_times(
     place: Path, done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measured(model: str, method: str, params: dict[str, Any], tokens: int) -> dict[str, Any]:
+    def measured(model: str, method: str, params: dict[str, Any], tokens: int, calibration: None) -> dict[str, Any]:
         return {"first_token": {"pruned": 12.25, "unpruned": 50.0, "speedup": 4.125}}
 
     monkeypatch.setattr("tokcarve.exporters.sweeping.work._measured", measured)
@@ -170,6 +172,21 @@ def test_measured_points_have_times(
     report = Path("out/report.html").read_text()
     assert report.count("12.2 <span") == 4 and report.count("4.12×") == 4 and "--measure --no-gate --seed 0" in report
     assert "first token ms" not in (done[0] / "report.html").read_text()
+
+
+def test_samples_decide_what_methods_leave_open(place: Path) -> None:
+    asked = ["--methods", "prune_and_merge,flowcut", "--data", place / "asked.jsonl", "--tokens", "16", "--no-gate"]
+    assumed = run(place / "small", *asked, "-o", "out", "--json")
+    assert [one.split()[0] for one in json.loads(assumed.stdout)["refused"]] == ["prune_and_merge"]
+    samples = ["--samples", "scenes", "--sample-count", 4]
+    assert "calibration was None" in refused("sweep", place / "small", *asked, *samples, "-o", "out")
+    made = run(place / "small", *asked, *samples, "-o", "decided", "--json")
+    assert made.exit_code == 0, made.stderr
+    fields = json.loads(made.stdout)
+    assert fields["calibration"]["count"] == 4 and not fields["refused"]
+    assert {"prune_and_merge", "flowcut"} < {one["method"] for one in fields["points"]}
+    report = Path("decided/report.html").read_text()
+    assert "decided by 4 samples (scenes)" in report and "--sample-count 4" in report
 
 
 def test_an_unpruned_model_that_fails_stops_it(place: Path) -> None:
