@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from tokcarve.passes.errors import ArtifactError
+
 __all__ = ["LineJournal", "Record", "Task", "differences", "read_journal"]
 
 Task = Mapping[str, Any]
@@ -68,13 +70,19 @@ class LineJournal:
 
     def _open(self, path: Path) -> TextIO:
         """Written anew from what counts, so that a line cut short does not stay in the middle."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(path.name + ".new")
         lines = [{"format": _FORMAT, "facts": self.facts}]
         lines += [{"task": key, "record": record} for key, record in self.kept.items()]
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        fresh.replace(path)
-        return path.open("a", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            fresh.replace(path)
+            return path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise ArtifactError(
+                f"{path}, where work that is done is kept, cannot be written ({error.strerror}); choose another place, "
+                "or make room there"
+            ) from None
 
 
 def _key(task: Task) -> str:

@@ -21,7 +21,7 @@ __all__ = ["STAGES", "Stages", "answer_name"]
 
 STAGES = ("encoder", "embedding", "prefill", "cache", "decode")
 """In the order of an answer; "cache" puts what prefill gave into the buffers that decode reads."""
-_IN_A_ROW = 8
+_IN_A_ROW = 16
 
 
 def answer_name(new: int) -> str:
