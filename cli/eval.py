@@ -70,15 +70,14 @@ def eval(
 
 
 def _print(record: dict[str, Any]) -> None:
+    from tokcarve.exporters.evaluation.questions import asked_about
     from tokcarve.exporters.evaluation.report import tables
 
     for table in tables(record):
         print_table(table.title, table.heads, table.rows)
     data, gate = record["data"], record["gate"]
     print_line(f"{record['verdict']}.")
-    print_line(
-        f"{data['questions']} questions about {data['images']} images of {data['source']}; gate: {gate['detail']}"
-    )
+    print_line(f"{asked_about(data['questions'], data['images'])} of {data['source']}; gate: {gate['detail']}")
     if not gate["passed"]:
         print_line("warning: the gate is closed, and was ignored as asked: these scores mean little")
     for note in record["notes"]:

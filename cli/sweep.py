@@ -123,8 +123,10 @@ def _check_folder(out: Path) -> None:
 
 
 def _print(made: "Sweep", out: Path) -> None:
+    from tokcarve.exporters.evaluation.questions import asked_about
+
     asked = made.asked
-    print_facts(made.model, {"questions": f"{len(asked.questions)} about {max(asked.groups) + 1} images"})
+    print_facts(made.model, {"asked": asked_about(len(asked.questions), max(asked.groups) + 1)})
     rows = [
         (
             f"{row.name} *" if row.front else row.name,

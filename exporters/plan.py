@@ -34,7 +34,10 @@ class PlannedRecipe:
         elif method.dynamic() is not None or method.decides(geometry, self.tokens) is not None:
             said.append(f"samples may move tokens between the stages of {name}; these counts are assumed")
         if self.forecast.boards:
-            said.append("least times are computed from published peaks, which no program reaches; nothing was measured")
+            said.append(
+                "least times are computed from peaks as NVIDIA's figures are quoted, not all of them looked up, which "
+                "no program reaches; nothing was measured"
+            )
         said.append("sizes leave out norms and biases, times the selection, which profile measures")
         return tuple(said)
 

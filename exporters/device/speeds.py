@@ -1,9 +1,13 @@
-"""What each board could do at most: dense peaks and memory bandwidth of every module, as NVIDIA publishes them.
+"""What each board could do at most: dense peaks and memory bandwidth of every module, as NVIDIA's figures are quoted.
 
-Orin        NVIDIA Jetson AGX Orin Series Technical Brief 1.2, and the data sheets of Jetson Orin NX and Orin Nano with
-            the clocks of MAXN SUPER: a quarter of the sparse INT8 rate of the GPU (170, 108, 77, 77, 67 and 34 TOPS),
-            for tensor cores do half as many dense products as sparse ones, and half as many FP16 ones as INT8.
-Thor        NVIDIA Jetson Thor Series Modules data sheet: an eighth of the sparse FP4 rate (2070 and 1200 TFLOPS).
+NVIDIA's own sheets were not at hand. AGX Orin 64, Orin Nano 8 and Thor 128 agree with pages that quote them; AGX Orin
+32, Orin NX, Orin Nano 4 and Thor 64 were not looked up, only recomputed where tensor cores times clocks tell: look
+before you rely on one of them.
+
+Orin        a quarter of the sparse INT8 rate of the GPU (170, 108, 77, 77, 67 and 34 TOPS; of Orin NX and Orin Nano at
+            the clocks of MAXN SUPER), for tensor cores do half as many dense products as sparse ones, and half as many
+            FP16 ones as INT8.
+Thor        an eighth of the sparse FP4 rate (2070 and 1200 TFLOPS).
 
 None of these is measured here, and no program reaches them; a time computed from them is a lower bound. TensorRT
 computes float32 as TF32 unless told, which tensor cores do at half of the rate of FP16.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokcarve.exporters.evaluation.questions import SCENES, QuestionSet
+from tokcarve.exporters.evaluation.questions import SCENES, QuestionSet, asked_about
 from tokcarve.exporters.evaluation.scores import constant
 from tokcarve.passes.checkpoint import WeightsIdentity, resolve, same_weights
 from tokcarve.passes.errors import EvaluationError
@@ -84,8 +84,9 @@ def gate_of(
     passed = low > 0 and max(asked.groups) > 0
     needed = float(blind.mean())
     detail = (
-        f"it scores {score:.1%}, and the best constant answers {needed:.1%}, on {len(hits)} questions about "
-        f"{max(asked.groups) + 1} images; the difference is {score - needed:+.1%}, 95 % of it above {low:+.1%}"
+        f"it scores {score:.1%}, and the best constant answers {needed:.1%}, on "
+        f"{asked_about(len(hits), max(asked.groups) + 1)}; the difference is {score - needed:+.1%}, 95 % of it above "
+        f"{low:+.1%}"
     )
     return Gate(rule="constant", score=score, needed=needed, passed=passed, detail=detail, ignored=ignored)
 

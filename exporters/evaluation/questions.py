@@ -20,7 +20,7 @@ from tokcarve.exporters.evaluation.normalise import polarity
 from tokcarve.passes.errors import ImageError, SampleError
 from tokcarve.passes.inputs.pictures import open_image
 
-__all__ = ["SCENES", "Question", "QuestionSet", "open_questions", "usable"]
+__all__ = ["SCENES", "Question", "QuestionSet", "asked_about", "open_questions", "usable"]
 
 SCENES = "scenes"
 """What the bundled evaluation scenes are called."""
@@ -75,6 +75,12 @@ class QuestionSet:
         """For every question the number of its picture."""
         numbers: dict[str, int] = {}
         return [numbers.setdefault(question.picture, len(numbers)) for question in self.questions]
+
+
+def asked_about(questions: int, images: int) -> str:
+    """How many questions about how many pictures, in words."""
+    plural = ["" if count == 1 else "s" for count in (questions, images)]
+    return f"{questions} question{plural[0]} about {images} image{plural[1]}"
 
 
 def open_questions(data: Path | None, limit: int | None = None) -> QuestionSet:

@@ -41,7 +41,7 @@ def evaluation_record(
     if best is not None:
         differences[f"{PRUNED} - {best.role.name}"] = _grouped(pruned.measures.less(best.measures, seed))
     if pictures < _FEW:
-        notes = [*notes, f"intervals of {pictures} images are narrower than they should be; ask about {_FEW} or more"]
+        notes = [*notes, f"fewer than {_FEW} images make intervals that are too narrow, or none; ask about more"]
     families = Counter(one.family for one in asked.questions)
     return {
         "tokcarve": __version__,

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokcarve.exporters.evaluation.questions import asked_about
+
 __all__ = ["Table", "markdown", "tables"]
 
 _SCORES = {"score": "score", "macro": "by family", "exact": "exact", "loyalty": "loyal"}
@@ -60,7 +62,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         f"{record['verdict'][0].upper()}{record['verdict'][1:]}.",
         "",
-        f"- {data['questions']} questions about {data['images']} images of `{data['source']}` (sha256 "
+        f"- {asked_about(data['questions'], data['images'])} of `{data['source']}` (sha256 "
         f"{data['sha256'][:12]}), {len(data['unanswerable'])} lines unanswerable",
         f"- runtime {record['runtime']}, up to {record['max_new']} tokens, seed {record['seed']}, tokcarve "
         f"{record['tokcarve']}",
