@@ -1,19 +1,13 @@
 """Torch modules as ONNX graphs with static shapes, in the opset that was asked for."""
 
-import contextlib
-import functools
-import importlib
-import inspect
-import logging
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
-import torch
 from torch import Tensor, nn
 
-from tokcarve.exporters import cleanup, translate
+from tokcarve.exporters import cleanup
+from tokcarve.exporters.repeats import put_blocks, stand_ins
+from tokcarve.exporters.trace import trace
 from tokcarve.passes.errors import ExportError
 
 __all__ = ["OPSET", "OPSETS", "lower", "weight_names"]
@@ -51,55 +45,17 @@ def lower(
     """
     if len(inputs) != len(input_names):
         raise ExportError(f"a graph with the inputs {list(input_names)} was given {len(inputs)} example tensors")
-    _keep_operators()
-    try:
-        with _quiet(), torch.no_grad():
-            exported = torch.export.export(
-                module.eval(), inputs, dynamic_shapes=_dynamic(module, input_names, opens or {}), strict=False
-            )
-            program = torch.onnx.export(
-                exported,
-                (),
-                dynamo=True,
-                opset_version=opset,
-                optimize=False,
-                verbose=False,
-                input_names=list(input_names),
-                output_names=list(output_names),
-                custom_translation_table=translate.TRANSLATIONS,
-            )
-    except Exception as error:  # torch and its exporter raise errors of many kinds
-        raise ExportError(f"{type(module).__name__} cannot be written as ONNX: {_reason(error)}") from error
-    if program is None:
-        raise ExportError(f"{type(module).__name__} cannot be written as ONNX: the exporter gave no graph")
-    model = program.model
+    with stand_ins(module if not opens else None) as blocks:
+        model = trace(
+            module, inputs, input_names=input_names, output_names=output_names, opset=opset, opens=opens
+        )
+    put_blocks(model, blocks, opset)
     cleanup.clean(model, names=names or {}, as_stored=as_stored)
     if opens:
         _name_open(model, opens)
     else:
         _require_static(model, type(module).__name__)
     return model
-
-
-@functools.cache
-def _keep_operators() -> None:
-    """Lets torch keep what it read of the operators it can write, which it else reads anew for every graph, for a sixth
-    of an export's time. A torch that has the reader elsewhere goes on as it does."""
-    with contextlib.suppress(ImportError, AttributeError):
-        proxy = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
-        # an attribute of the proxy comes before the module's own, which stays as it is
-        proxy.get_torchlib_ops = functools.cache(proxy.get_torchlib_ops)
-
-
-def _dynamic(module: nn.Module, input_names: Sequence[str], opens: Mapping[str, Mapping[int, str]]) -> Any:
-    """What torch.export is told of open dimensions: an entry per argument of `forward`, the starred one a tuple."""
-    if not opens:
-        return None
-    # a method may need a prompt of some length, so that the least size is for torch to find
-    made = [dict.fromkeys(opens.get(one, {}), torch.export.Dim.DYNAMIC) for one in input_names]
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    starred = [i for i, one in enumerate(parameters) if one.kind is inspect.Parameter.VAR_POSITIONAL]
-    return (*made[: starred[0]], tuple(made[starred[0] :])) if starred else tuple(made)
 
 
 def _name_open(model: ir.Model, opens: Mapping[str, Mapping[int, str]]) -> None:
@@ -118,24 +74,3 @@ def _require_static(model: ir.Model, what: str) -> None:
                     f"{what} cannot be written with constant shapes: the result of {node.name} has {value.shape}; "
                     "choose a constant count instead"
                 )
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what began a chain of errors."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes about packages it could also have used from the user's screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

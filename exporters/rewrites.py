@@ -8,6 +8,7 @@ import onnx_ir as ir
 from tokcarve.exporters.tensors import identity
 
 __all__ = [
+    "SCOPES",
     "SELECT",
     "merge",
     "plain_shapes",
@@ -21,6 +22,8 @@ __all__ = [
 
 SELECT = "tokcarve_select"
 """Prefix of the names of nodes that belong to the selection of tokens."""
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch's exporter notes the modules that a node comes from."""
 
 
 def transposed(graph: ir.Graph, as_stored: frozenset[str]) -> None:
@@ -214,7 +217,7 @@ def _expression(node: ir.Node) -> tuple[Any, ...] | None:
 
 def scopes(node: ir.Node) -> list[str]:
     """The modules a node comes from, outermost first, ending with the node's own name."""
-    text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
+    text = node.metadata_props.get(SCOPES, "[]")
     return [part.strip("'\" ") for part in text.strip("[]").split(",") if part.strip("'\" ")]
 
 
