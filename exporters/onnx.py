@@ -45,11 +45,11 @@ def lower(
     """
     if len(inputs) != len(input_names):
         raise ExportError(f"a graph with the inputs {list(input_names)} was given {len(inputs)} example tensors")
-    with stand_ins(module if not opens else None) as blocks:
+    with stand_ins(module) as uses:
         model = trace(
             module, inputs, input_names=input_names, output_names=output_names, opset=opset, opens=opens
         )
-    put_blocks(model, blocks, opset)
+    put_blocks(model, uses, opset)
     cleanup.clean(model, names=names or {}, as_stored=as_stored)
     if opens:
         _name_open(model, opens)

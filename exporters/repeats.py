@@ -9,13 +9,14 @@ import contextlib
 import inspect
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
+from onnx_ir.tensor_adapters import to_torch_dtype
 from torch import Tensor, nn
 
 from tokcarve.exporters.rewrites import SCOPES, scopes
@@ -64,92 +65,137 @@ class _Kind:
     held: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class _Use:
+    """A block where it is called, and the sizes of the tensors that it is given there: of an open dimension that of
+    the example."""
+
+    block: nn.Module
+    sizes: tuple[tuple[int, ...], ...]
+
+
 _KINDS: OrderedDict[Any, _Kind] = OrderedDict()
 
 
 @contextlib.contextmanager
-def stand_ins(module: nn.Module | None) -> Iterator[list[nn.Module]]:
+def stand_ins(module: nn.Module) -> Iterator[list[_Use]]:
     """While it lasts, every block below `module` is traced as one node, which `put_blocks` finds in the list."""
-    found = [one for one in module.modules() if type(one) in _GIVES] if module is not None else []
-    blocks = [one for one in found if not any(one is inner for outer in found for inner in list(outer.modules())[1:])]
+    found = [one for one in module.modules() if type(one) in _GIVES]
+    nested = {id(inner) for outer in found for inner in outer.modules() if inner is not outer}
+    blocks, uses = [one for one in found if id(one) not in nested], list[_Use]()
     try:
-        for place, block in enumerate(blocks):
-            object.__setattr__(block, "forward", _stand_in(block, place))
-        yield blocks
+        for block in blocks:
+            object.__setattr__(block, "forward", _stand_in(block, uses))
+        yield uses
     finally:
         for block in blocks:
             object.__delattr__(block, "forward")
 
 
-def _stand_in(block: nn.Module, place: int) -> Callable[..., Any]:
+def _stand_in(block: nn.Module, uses: list[_Use]) -> Callable[..., Any]:
+    """A `forward` that computes nothing, and notes in `uses` what it was given."""
+    arguments = inspect.signature(type(block).forward)
+
     def forward(*inputs: Tensor | None, **named: Tensor | None) -> Any:
-        inputs = inspect.signature(type(block).forward).bind(block, *inputs, **named).args[1:]
-        given = _GIVES[type(block)](block, *inputs)
-        hidden = inputs[0]
-        assert hidden is not None
+        given = arguments.bind(block, *inputs, **named).args[1:]
+        shapes = _GIVES[type(block)](block, *given)
+        sizes = tuple(tuple(map(_hint, one.shape)) for one in given if one is not None)
+        uses.append(_Use(block=block, sizes=sizes))
         made = torch.onnx.ops.symbolic_multi_out(
             f"{_DOMAIN}::{_NODE}",
-            inputs,
-            {_WHICH: place},
-            dtypes=(hidden.dtype,) * len(given),
-            shapes=given,
+            given,
+            {_WHICH: len(uses) - 1},
+            dtypes=(given[0].dtype,) * len(shapes),
+            shapes=shapes,
             version=1,
         )
-        return made[0] if len(given) == 1 else tuple(made)
+        return made[0] if len(shapes) == 1 else tuple(made)
 
     return forward
 
 
-def put_blocks(model: ir.Model, blocks: list[nn.Module], opset: int) -> None:
-    """Replaces every node that stands for one of `blocks` by what it stands for, in place."""
+def _hint(size: int | torch.SymInt) -> int:
+    """What an open dimension is in the example."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
+
+
+def put_blocks(model: ir.Model, uses: list[_Use], opset: int) -> None:
+    """Replaces every node that stands for a block, as noted in `uses`, by what it stands for, in place."""
     graph = model.graph
     for node in [one for one in graph if one.domain == _DOMAIN and one.op_type == _NODE]:
-        block = blocks[node.attributes[_WHICH].as_int()]
-        _put(graph, node, block, _kind(block, node, opset))
+        use = uses[node.attributes[_WHICH].as_int()]
+        _put(graph, node, use.block, _kind(use, node, opset))
     model.opset_imports.pop(_DOMAIN, None)
 
 
 def _put(graph: ir.Graph, node: ir.Node, block: nn.Module, kind: _Kind) -> None:
     outer = scopes(node)[:-1]
-    place = outer[-1] if outer else ""
-    # a block that runs twice has one place and two nodes
-    stem = f"{place}/{node.outputs[0].name}"
-    values: dict[ir.Value | None, ir.Value | None] = {None: None}
-    values.update(zip(kind.graph.inputs, (value for value in node.inputs if value is not None), strict=True))
+    given = [value for value in node.inputs if value is not None]
+    place = _Place(
+        outer=outer,
+        # a block that runs twice has one place and two nodes
+        stem=f"{outer[-1] if outer else ''}/{node.outputs[0].name}",
+        values={None: None, **dict(zip(kind.graph.inputs, given, strict=True))},
+        sizes=dict(_renamed(kind.graph.inputs, given)),
+    )
     tensors = dict((*block.named_parameters(), *block.named_buffers()))
     for name, value in kind.graph.initializers.items():
         weight = kind.weights.get(name)
-        called = f"{stem}/{name}" if weight is None else f"{place}.{weight}"
+        called = f"{place.stem}/{name}" if weight is None else place.inside(weight)
         if called not in graph.initializers:
             tensor = value.const_value if weight is None else ir.tensor_adapters.TorchTensor(tensors[weight])
-            graph.register_initializer(
-                ir.Value(name=called, shape=value.shape, type=value.type, const_value=tensor)
-            )
-        values[value] = graph.initializers[called]
-    copies = [_copy(inner, values, stem, outer) for inner in kind.graph]
-    made = [values[value] for value in kind.graph.outputs]
+            graph.register_initializer(ir.Value(name=called, shape=value.shape, type=value.type, const_value=tensor))
+        place.values[value] = graph.initializers[called]
+    copies = [place.copy(inner) for inner in kind.graph]
+    made = [place.values[value] for value in kind.graph.outputs]
     ir.convenience.replace_nodes_and_values(graph, node, [node], copies, node.outputs, made)
 
 
-def _copy(inner: ir.Node, values: dict[ir.Value | None, ir.Value | None], stem: str, outer: list[str]) -> ir.Node:
-    """A node of a kind in the place of one block, with what it reads there; what it makes is put into `values`."""
-    copy = ir.Node(
-        inner.domain,
-        inner.op_type,
-        [values[value] for value in inner.inputs],
-        list(inner.attributes.values()),
-        num_outputs=len(inner.outputs),
-        name=f"{stem}/{inner.name}",
-    )
-    for ours, theirs in zip(copy.outputs, inner.outputs, strict=True):
-        ours.name, ours.shape, ours.type = f"{stem}/{theirs.name}", theirs.shape, theirs.type
-        values[theirs] = ours
-    *modules, name = scopes(inner)
-    place = outer[-1] if outer else ""
-    inside = (part.removeprefix(_HELD).removeprefix(".") for part in modules)
-    copy.metadata_props.update(inner.metadata_props)
-    copy.metadata_props[SCOPES] = str([*outer, *(f"{place}.{part}".strip(".") for part in inside if part), name])
-    return copy
+def _renamed(theirs: Sequence[ir.Value], ours: Sequence[ir.Value]) -> Iterator[tuple[str, Any]]:
+    """Names of open dimensions as a kind has them -> as the graph has them; the first of several counts."""
+    sizes = [pair for one, other in zip(theirs, ours, strict=True) for pair in zip(_sizes(one), _sizes(other), strict=True)]
+    return ((name, size) for name, size in reversed(sizes) if isinstance(name, str))
+
+
+def _sizes(value: ir.Value) -> tuple[int | str, ...]:
+    return tuple(size if isinstance(size, int) else str(size) for size in value.shape or ())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the nodes of a kind are put: below modules, behind a stem of names; `values` and `sizes` are those of the
+    graph by what they are in the kind."""
+
+    outer: list[str]
+    stem: str
+    values: dict[ir.Value | None, ir.Value | None]
+    sizes: dict[str, Any]
+
+    def inside(self, name: str) -> str:
+        """The name of a part of the block."""
+        return f"{self.outer[-1] if self.outer else ''}.{name}".strip(".")
+
+    def copy(self, node: ir.Node) -> ir.Node:
+        """A node with what it reads here; what it makes is put into `values`."""
+        made = ir.Node(
+            node.domain,
+            node.op_type,
+            [self.values[value] for value in node.inputs],
+            list(node.attributes.values()),
+            num_outputs=len(node.outputs),
+            name=f"{self.stem}/{node.name}",
+        )
+        for ours, theirs in zip(made.outputs, node.outputs, strict=True):
+            ours.name, ours.type = f"{self.stem}/{theirs.name}", theirs.type
+            if theirs.shape is not None:
+                # one name of an open dimension is one size, so that a name of the kind's own cannot stay
+                ours.shape = ir.Shape([self.sizes.get(n) if isinstance(n, str) else n for n in _sizes(theirs)])
+            self.values[theirs] = ours
+        *modules, name = scopes(node)
+        parts = (part.removeprefix(_HELD).removeprefix(".") for part in modules)
+        made.metadata_props.update(node.metadata_props)
+        made.metadata_props[SCOPES] = str([*self.outer, *(self.inside(part) for part in parts if part), name])
+        return made
 
 
 class _Held(nn.Module):
@@ -165,43 +211,55 @@ class _Held(nn.Module):
         return self.block(*(next(one) if given else None for given in self.given))
 
 
-def _kind(block: nn.Module, node: ir.Node, opset: int) -> _Kind:
-    """The nodes of such a block at the shapes that `node` sees."""
-    seen = tuple(None if value is None else (value.dtype, tuple(value.shape or ())) for value in node.inputs)
-    state, held = _state(block)
+def _kind(use: _Use, node: ir.Node, opset: int) -> _Kind:
+    """The nodes of such a block at the shapes that `node` sees, whatever its open dimensions are called."""
+    names = dict[str, str]()
+    seen = tuple(
+        None
+        if value is None
+        else (
+            value.dtype,
+            *(n if isinstance(n, int) else names.setdefault(n, f"open{len(names)}") for n in _sizes(value)),
+        )
+        for value in node.inputs
+    )
+    state, held = _state(use.block)
     key = (opset, seen, state)
     if key not in _KINDS:
-        _KINDS[key] = _lowered(block, node, opset, held)
+        _KINDS[key] = _lowered(use, node, opset, held)
         while len(_KINDS) > _KEPT:
             _KINDS.popitem(last=False)
     _KINDS.move_to_end(key)
     return _KINDS[key]
 
 
-def _lowered(block: nn.Module, node: ir.Node, opset: int, held: tuple[Any, ...]) -> _Kind:
-    given = [value for value in node.inputs if value is not None]
-    examples = tuple(_example(value) for value in given)
-    names = [f"input_{i}" for i in range(len(given))]
-    module = _Held(block, [value is not None for value in node.inputs])
-    model = trace(module, examples, input_names=names, opset=opset)
+def _lowered(use: _Use, node: ir.Node, opset: int, held: tuple[Any, ...]) -> _Kind:
+    given = {f"input_{i}": value for i, value in enumerate(one for one in node.inputs if one is not None)}
+    examples = tuple(
+        torch.zeros(sizes, dtype=to_torch_dtype(value.dtype))
+        for sizes, value in zip(use.sizes, given.values(), strict=True)
+    )
+    opens = {name: {at: n for at, n in enumerate(_sizes(one)) if isinstance(n, str)} for name, one in given.items()}
+    model = trace(
+        _Held(use.block, [value is not None for value in node.inputs]),
+        examples,
+        input_names=list(given),
+        opset=opset,
+        opens=opens if any(opens.values()) else None,
+    )
     common.InlinePass()(model)
     graph = model.graph
     for ours, theirs in zip(node.outputs, graph.outputs, strict=True):
-        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype, (type(block), ours, theirs)
-    tensors = {name for name, _ in (*block.named_parameters(), *block.named_buffers())}
+        assert ours.dtype == theirs.dtype, (type(use.block), ours, theirs)
+        assert len(_sizes(ours)) == len(_sizes(theirs)), (type(use.block), ours, theirs)
+        assert all(a == b or isinstance(b, str) for a, b in zip(_sizes(ours), _sizes(theirs), strict=True))
+    tensors = {name for name, _ in (*use.block.named_parameters(), *use.block.named_buffers())}
     inside = {name: name.removeprefix(f"{_HELD}.") for name in graph.initializers}
     weights = {name: weight for name, weight in inside.items() if weight in tensors}
     for name in weights:
         # a kind is no reason to keep a model in memory
         graph.initializers[name].const_value = None
     return _Kind(graph=graph, weights=weights, held=held)
-
-
-def _example(value: ir.Value) -> Tensor:
-    from onnx_ir.tensor_adapters import to_torch_dtype
-
-    assert value.shape is not None and value.dtype is not None
-    return torch.zeros(tuple(int(size) for size in value.shape), dtype=to_torch_dtype(value.dtype))
 
 
 def _state(block: nn.Module) -> tuple[Any, tuple[Any, ...]]:
