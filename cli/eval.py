@@ -5,14 +5,11 @@ evaluation.json, with evaluation.md and answers.jsonl, to `--out`.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from tokcarve.cli.output import emit_json, print_line, print_table, progress_bars
-
-if TYPE_CHECKING:
-    from tokcarve.exporters.evaluation.answering import Tell
 
 __all__ = ["eval"]
 
@@ -24,7 +21,8 @@ def eval(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
     runtime: Annotated[Literal["ort", "torch"], typer.Option(help="Exported graphs, or the model in torch.")] = "ort",
-    tokens: Annotated[int | None, typer.Option(help="Of a budget set: this one.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Of a budget set: this one, not the router's.")] = None,
+    mean_tokens: Annotated[int | None, typer.Option(help="Of a budget set: route for this mean.")] = None,
     max_new: Annotated[int | None, typer.Option(help="Most tokens of an answer; 16.")] = None,
     control: Annotated[
         list[Path] | None,
@@ -46,13 +44,13 @@ def eval(
     found = read_artifact(artifact if artifact is not None else last())
     place = out if out is not None else found.directory / FOLDER
     with progress_bars() as progress:
-        tell: Tell | None = None if progress is None else lambda side, done, total: progress(side, done, total)
         made = evaluate(
             found,
             data=data,
             limit=limit,
             runtime=runtime,
             tokens=tokens,
+            mean_tokens=mean_tokens,
             controls=tuple(control or ()) if controls else None,
             max_new=max_new,
             floor=floor,
@@ -60,13 +58,10 @@ def eval(
             threads=threads,
             seed=seed,
             out=place,
-            tell=tell,
+            tell=progress,
         )
     record = {**made.record(), "out": str(place)}
-    if as_json:
-        emit_json("eval", record)
-    else:
-        _print(record)
+    emit_json("eval", record) if as_json else _print(record)
 
 
 def _print(record: dict[str, Any]) -> None:

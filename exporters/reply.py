@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokcarve.exporters.device.answer import OnToken
 from tokcarve.exporters.device.conversation import Conversation
-from tokcarve.exporters.device.route import Choice, Wish, decide
+from tokcarve.exporters.device.route import Choice, Wish, decide, price_of
 from tokcarve.exporters.eager import CarvedModel
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.load import read_model
@@ -23,7 +23,7 @@ from tokcarve.passes.inputs.prompt import PromptError, load_prompter
 from tokcarve.recipes.artifact import Artifact
 from tokcarve.recipes.carve import carve, router_of
 
-__all__ = ["ANY", "Reply", "TorchVoice", "converse_in_torch", "reply_in_torch", "use_threads"]
+__all__ = ["ANY", "Reply", "TorchRouter", "TorchVoice", "converse_in_torch", "reply_in_torch", "use_threads"]
 
 
 ANY = Wish()
@@ -135,14 +135,26 @@ def _load(artifact: Artifact, pixels: Tensor, wish: Wish) -> tuple[CarvedModel, 
     """The model that answers about an image [1, 3, height, width], and by what choice of the router."""
     tokens, choice = wish.named(artifact.manifest), None
     base = read_model(artifact.open_base().path)
-    router = router_of(base, artifact) if tokens is None else None
-    if router is not None and artifact.manifest.router is not None:
-        started = perf_counter()
-        with torch.no_grad():
-            losses = router(pixels)[0].numpy()
-        choice = decide(artifact.manifest.router, losses, wish.mean_tokens, _since(started))
+    if tokens is None:
+        choice = TorchRouter(base, artifact, wish.mean_tokens)(pixels)
         tokens = choice.tokens
     return CarvedModel(carve(base, artifact, tokens).graphs, base).eval().requires_grad_(False), choice
+
+
+class TorchRouter:
+    """The router of a budget set in torch, in front of its unpruned model; as OrtRouter."""
+
+    def __init__(self, base: Any, artifact: Artifact, mean: int | None) -> None:
+        router = router_of(base, artifact)
+        assert router is not None and artifact.manifest.router is not None
+        self.router, self.record, self.mean = router, artifact.manifest.router, mean
+        price_of(self.record, mean)
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Choice:
+        """The choice for an image [1, 3, height, width]."""
+        started = perf_counter()
+        return decide(self.record, self.router(pixels)[0].numpy(), self.mean, _since(started))
 
 
 def use_threads(threads: int | None) -> None:

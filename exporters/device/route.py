@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokcarve.exporters.device.face import ROUTER
-from tokcarve.exporters.device.session import open_face
+from tokcarve.exporters.device.session import Face, open_face
 from tokcarve.passes.errors import BudgetError
 from tokcarve.passes.routing import chosen
 from tokcarve.recipes.manifest import Manifest, RouterRecord
 
-__all__ = ["Choice", "Wish", "decide", "price_of", "route_in_ort"]
+__all__ = ["Choice", "OrtRouter", "Wish", "decide", "price_of", "route_in_ort"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,12 @@ class Wish:
 
     tokens: int | None = None
     mean_tokens: int | None = None
+
+    def checked(self, manifest: Manifest) -> "Wish":
+        """The wish, where the artifact can grant it; raises as `named`, and for a mean outside its budgets."""
+        if self.named(manifest) is None and manifest.router is not None:
+            price_of(manifest.router, self.mean_tokens)
+        return self
 
     def named(self, manifest: Manifest) -> int | None:
         """The budget that is to answer, None where the router chooses.
@@ -96,12 +102,23 @@ def decide(record: RouterRecord, losses: NDArray[Any], mean: int | None, ms: flo
     )
 
 
+class OrtRouter:
+    """The exported router of a face, for another `mean` than was calibrated where one is given."""
+
+    def __init__(self, face: Face, mean: int | None) -> None:
+        assert face.record.router is not None
+        self.record, self.batch, self.mean = face.record.router, face.record.batch, mean
+        price_of(self.record, mean)
+        self.graph = face.open(ROUTER)
+
+    def __call__(self, pixels: NDArray[np.float32]) -> Choice:
+        """The choice for an image [1, 3, height, width]."""
+        batch = np.repeat(pixels, self.batch, axis=0)
+        started = perf_counter()
+        losses = self.graph.run({"pixel_values": batch})["losses"][0]
+        return decide(self.record, losses, self.mean, (perf_counter() - started) * 1000)
+
+
 def route_in_ort(artifact: Path, pixels: NDArray[np.float32], mean: int | None, threads: int | None) -> Choice:
-    """The choice of the exported router for an image [1, 3, height, width]."""
-    face = open_face(artifact, threads)
-    assert face.record.router is not None
-    graph = face.open(ROUTER)
-    batch = np.repeat(pixels, face.record.batch, axis=0)
-    started = perf_counter()
-    losses = graph.run({"pixel_values": batch})["losses"][0]
-    return decide(face.record.router, losses, mean, (perf_counter() - started) * 1000)
+    """The choice of an artifact's exported router for an image [1, 3, height, width]."""
+    return OrtRouter(open_face(artifact, threads), mean)(pixels)

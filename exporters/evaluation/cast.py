@@ -5,22 +5,17 @@ artifacts of their own. A method that drops tokens inside the language model let
 so it is compared at its count and at the mean over its layers, which is what it costs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tokcarve.exporters.device.face import check_origin
 from tokcarve.exporters.device.route import Wish
-from tokcarve.exporters.device.session import Face, open_face
+from tokcarve.exporters.device.session import Face
+from tokcarve.exporters.evaluation.opened import Opened, studio_of
 from tokcarve.exporters.evaluation.speaking import OrtSpeaker, Speaker
 from tokcarve.passes.errors import ArtifactError, BudgetError, TokcarveError
-from tokcarve.recipes.artifact import Artifact, read_artifact
-from tokcarve.recipes.manifest import Manifest, Numbers
-
-if TYPE_CHECKING:
-    from tokcarve.exporters.evaluation.in_torch import Studio
+from tokcarve.recipes.artifact import Artifact
+from tokcarve.recipes.manifest import Manifest
 
 __all__ = ["PRUNED", "UNPRUNED", "Cast", "Role", "cast_of", "counted"]
 
@@ -35,7 +30,8 @@ RANDOM_SEEDS = 3
 class Role:
     """A side: its name, method, runtime and counts (`tokens` left behind the last stage, `mean` over the layers of the
     language model), and who speaks it, once or in several runs whose mean counts; source: digests of
-    the artifacts that an exported control is."""
+    the artifacts that an exported control is; shares: of the questions that each budget of a routed set answers, whose
+    means the counts are."""
 
     name: str
     method: str
@@ -44,99 +40,71 @@ class Role:
     mean: float
     runs: tuple[Callable[[], Speaker], ...]
     source: str = ""
+    shares: Mapping[int, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cast:
-    """The sides in order, the unpruned first, the pruned second; what is to be said about them; what an export holds
-    of text and of new tokens, None in torch."""
+    """The sides in order, the unpruned first, the pruned second; what is to be said about them."""
 
     roles: tuple[Role, ...]
     notes: tuple[str, ...]
-    max_text: int | None
-    max_new: int | None
 
 
-def counted(manifest: Manifest, tokens: int | None) -> tuple[int, Numbers]:
-    """The count and the token numbers of what is evaluated; BudgetError for a set of which no budget is named."""
-    named = Wish(tokens=tokens).named(manifest)
-    if named is None:
-        several = ", ".join(map(str, manifest.counts))
-        raise BudgetError(f"this artifact has budgets of {several} tokens; name the one to evaluate with --tokens")
-    further = {one.tokens: one.numbers for one in manifest.budgets}
-    return named, further.get(named, manifest.numbers)
+def counted(manifest: Manifest, wish: Wish, shares: Mapping[int, float] | None) -> tuple[float, float]:
+    """Tokens left behind the last stage and their mean over the layers of the language model, of the budget that is
+    evaluated or, by the `shares` of questions that each gets, of a routed set; BudgetError as `Wish.named`."""
+    named = wish.named(manifest)
+    means = {manifest.budget.tokens: manifest.numbers.tokens_mean}
+    means |= {one.tokens: one.numbers.tokens_mean for one in manifest.budgets}
+    if named is not None:
+        return float(named), means[named]
+    if shares is None:
+        raise BudgetError("what a router keeps is known once it has seen the images")
+    return sum(tokens * share for tokens, share in shares.items()), sum(means[one] * shares[one] for one in shares)
 
 
-def cast_of(
-    artifact: Artifact,
-    *,
-    runtime: str,
-    tokens: int | None = None,
-    controls: Sequence[Path] | None = (),
-    threads: int | None = None,
-) -> Cast:
-    """The sides of an evaluation by `runtime` (ort or torch); `controls` are exported artifacts that stand for those
-    carved in torch, None leaves controls out.
+def cast_of(opened: Opened, wish: Wish, shares: Mapping[int, float] | None = None) -> Cast:
+    """The sides of an evaluation; exported controls, where there are any, stand for those carved in torch.
 
-    ArtifactError for a control of another model, count or method; what opening an export or a checkpoint raises.
+    `shares` as in `counted`. ArtifactError for a control of another model, count or method; what opening a checkpoint
+    raises.
     """
-    manifest = artifact.manifest
-    count, numbers = counted(manifest, tokens)
-    budget = count if manifest.router is not None else None
-    total, mean = manifest.geometry.total, numbers.tokens_mean
-    studio = _studio(artifact, threads) if runtime == "torch" else None
-    faces = [] if runtime == "torch" else [_opened(artifact, threads)]
-    if studio is None:
-        whole = partial(OrtSpeaker, faces[0], baseline=True)
-        carved = partial(OrtSpeaker, faces[0], baseline=False, budget=budget)
-        speakers: tuple[Callable[[], Speaker], ...] = (whole, carved)
-    else:
-        speakers = (studio.whole, partial(studio.carved, budget))
+    artifact, runtime, manifest = opened.artifact, opened.runtime, opened.artifact.manifest
+    tokens, mean = counted(manifest, wish, shares)
+    count, total = round(tokens), manifest.geometry.total
     roles = [
-        Role(name=UNPRUNED, method="none", runtime=runtime, tokens=total, mean=float(total), runs=speakers[:1]),
-        Role(name=PRUNED, method=manifest.method.name, runtime=runtime, tokens=count, mean=mean, runs=speakers[1:]),
+        Role(name=UNPRUNED, method="none", runtime=runtime, tokens=total, mean=float(total), runs=(opened.whole,)),
+        Role(
+            name=PRUNED,
+            method=manifest.method.name,
+            runtime=runtime,
+            tokens=count,
+            mean=mean,
+            runs=(opened.carved(wish),),
+            shares=shares,
+        ),
     ]
     notes: tuple[str, ...] = ()
-    if controls is None:
+    if opened.controls is None:
         notes = ("no controls, as was asked: nothing shows that the method does better than chance",)
-    elif controls:
-        others = [read_artifact(path) for path in controls]
-        for other in others:
+    elif opened.controls:
+        for other, _ in opened.controls:
             _check_control(artifact, other, count)
-        faces += [_opened(other, threads) for other in others]
-        roles += _exported(others, faces[-len(others) :])
+        roles += _exported(opened.controls)
     else:
-        made, notes = _carved(artifact, studio, [count, round(mean)], threads)
+        made, notes = _carved(opened, [count, round(mean)])
         roles += made
-    return Cast(
-        roles=tuple(roles),
-        notes=notes,
-        max_text=min((face.record.max_text for face in faces), default=None),
-        max_new=min((face.record.max_new for face in faces), default=None),
-    )
+    return Cast(roles=tuple(roles), notes=notes)
 
 
-def _studio(artifact: Artifact, threads: int | None) -> "Studio":
-    from tokcarve.exporters.evaluation.in_torch import Studio
-
-    return Studio(artifact, threads)
-
-
-def _opened(artifact: Artifact, threads: int | None) -> Face:
-    face = open_face(artifact.directory, threads)
-    check_origin(artifact.directory, face.record, artifact.manifest)
-    return face
-
-
-def _carved(
-    artifact: Artifact, studio: "Studio | None", counts: Sequence[int], threads: int | None
-) -> tuple[list[Role], tuple[str, ...]]:
+def _carved(opened: Opened, counts: Sequence[int]) -> tuple[list[Role], tuple[str, ...]]:
     """Controls in torch at every one of `counts`, and what is to be said where there are none."""
-    wanted = [one for one in dict.fromkeys(counts) if one < artifact.manifest.geometry.total]
+    wanted = [one for one in dict.fromkeys(counts) if one < opened.artifact.manifest.geometry.total]
     if not wanted:
         return [], ("no controls: no visual token is dropped, so there is nothing to drop blindly",)
     try:
-        studio = studio if studio is not None else _studio(artifact, threads)
+        studio = opened.studio if opened.studio is not None else studio_of(opened.artifact, opened.threads)
     except ModuleNotFoundError as error:
         return [], (
             f"no controls: they are carved in torch, and {error.name} is not installed here (pip install "
@@ -172,10 +140,10 @@ def _check_control(artifact: Artifact, other: Artifact, count: int) -> None:
         )
 
 
-def _exported(others: Sequence[Artifact], faces: Sequence[Face]) -> list[Role]:
+def _exported(controls: Sequence[tuple[Artifact, Face]]) -> list[Role]:
     """Exported artifacts as controls; those of one method are runs of one control."""
     made: dict[str, Role] = {}
-    for other, face in zip(others, faces, strict=True):
+    for other, face in controls:
         method, numbers = other.manifest.method.name, other.manifest.numbers
         earlier = made.get(method)
         runs: list[Callable[[], Speaker]] = [*(() if earlier is None else earlier.runs)]

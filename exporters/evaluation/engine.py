@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from tokcarve.exporters.device.face import EXPORT, RECORD
+from tokcarve.exporters.device.route import Wish
 from tokcarve.exporters.evaluation.answering import Interview, Tell
 from tokcarve.exporters.evaluation.cast import Cast, Role, cast_of
 from tokcarve.exporters.evaluation.files import check_place, journal_of, write_evaluation
 from tokcarve.exporters.evaluation.gate import Gate, check_floor, gate_of
+from tokcarve.exporters.evaluation.opened import Opened, open_runtime
 from tokcarve.exporters.evaluation.questions import Question, QuestionSet, open_questions, usable
 from tokcarve.exporters.evaluation.record import Side, evaluation_record
 from tokcarve.exporters.evaluation.scores import Answer, Floats, measures, soft
@@ -66,6 +70,7 @@ def evaluate(
     limit: int | None = None,
     runtime: str = "ort",
     tokens: int | None = None,
+    mean_tokens: int | None = None,
     controls: Sequence[Path] | None = (),
     max_new: int | None = None,
     floor: float | None = None,
@@ -77,7 +82,8 @@ def evaluate(
 ) -> Evaluation:
     """Scores of the unpruned model, of the artifact and of controls on the same questions, with paired intervals.
 
-    data: a JSONL file, or None for the bundled scenes; runtime: ort or torch; tokens: of a budget set, which; controls:
+    data: a JSONL file, or None for the bundled scenes; runtime: ort or torch; tokens: of a budget set, which, and its
+    router's choice where none is named; mean_tokens: another mean of that choice than was calibrated; controls:
     exported artifacts, () for those carved in torch, None for none; floor, gate: see `gate_of`; out: the directory that
     the files go to, with a journal beside it while the work lasts, or None. Raises EvaluationError where the unpruned
     model does not clear the gate, SampleError for bad data, and what opening the artifact raises; then no evaluation is
@@ -87,26 +93,41 @@ def evaluate(
     check_floor(floor)
     if out is not None:
         check_place(out)
-    cast = cast_of(found, runtime=runtime, tokens=tokens, controls=controls, threads=threads)
-    most = _allowed(max_new, cast)
-    preparer = Preparer(found.processor, found.manifest.geometry.image_token_id, cast.max_text)
+    wish = Wish(tokens=tokens, mean_tokens=mean_tokens).checked(found.manifest)
+    opened = open_runtime(found, runtime, controls=controls, threads=threads)
+    most = _allowed(max_new, opened)
+    preparer = Preparer(found.processor, found.manifest.geometry.image_token_id, opened.max_text)
     asked = usable(open_questions(data, limit), lambda question: _refused(preparer, question))
-    facts = {**_facts(found, cast, runtime), "questions": asked.sha256, "most tokens": most, "budget": tokens}
-    journal, begun = _journal(out, facts)
+    cast = cast_of(opened, wish, _shares(opened, wish, preparer, asked, tell))
+    journal, begun = _journal(out, {**_facts(opened, cast, wish), "questions": asked.sha256, "most tokens": most})
     interview = Interview(asked.questions, preparer, journal, most, tell)
-    weights = found.manifest.model.weights
+    opens = partial(gate_of, asked, weights=found.manifest.model.weights, floor=floor, ignored=not gate, seed=seed)
     with _kept(journal):
-        opened, answers = _answered(
-            interview, cast, lambda hits: gate_of(asked, hits, weights, floor=floor, ignored=not gate, seed=seed)
-        )
+        passed, answers = _answered(interview, cast, opens)
     sides = [_side(interview, role, asked, answers[role.name]) for role in cast.roles]
     about = {**_about(found), "runtime": runtime, "max_new": most, "seed": seed}
-    fields = evaluation_record(about, asked, opened, sides, (*_assumed(found), *begun, *cast.notes))
+    fields = evaluation_record(about, asked, passed, sides, (*_assumed(found), *begun, *cast.notes))
     made = Evaluation(fields=fields, questions=asked.questions, answers=answers)
     if out is not None:
         write_evaluation(out, made.record(), made.lines())
         journal.close(done=True)
     return made
+
+
+def _shares(
+    opened: Opened, wish: Wish, preparer: Preparer, asked: QuestionSet, tell: Tell | None
+) -> dict[int, float] | None:
+    """The share of the questions that each budget of a routed set answers; None where nothing is routed."""
+    if wish.named(opened.artifact.manifest) is not None:
+        return None
+    choose, chosen = opened.router(wish.mean_tokens), dict[str, int]()
+    for number, question in enumerate(asked.questions, start=1):
+        if question.picture not in chosen:
+            chosen[question.picture] = choose(preparer.images([question.open()])).tokens
+        if tell is not None:
+            tell("router", number, len(asked.questions))
+    tally = Counter(chosen[question.picture] for question in asked.questions)
+    return {tokens: tally[tokens] / len(asked.questions) for tokens in opened.artifact.manifest.counts}
 
 
 @contextmanager
@@ -147,9 +168,9 @@ def _assumed(artifact: Artifact) -> list[str]:
     return [f"not checked: {one}" for one in artifact.manifest.not_checked if "not calibrated" in one]
 
 
-def _allowed(max_new: int | None, cast: Cast) -> int:
+def _allowed(max_new: int | None, opened: Opened) -> int:
     """How many tokens are said at most; PromptError for a count that an export does not hold."""
-    most = cast.max_new
+    most = opened.max_new
     if max_new is None:
         return MAX_NEW if most is None else min(MAX_NEW, most)
     if max_new < 1 or (most is not None and max_new > most):
@@ -166,18 +187,22 @@ def _refused(preparer: Preparer, question: Question) -> str | None:
     return None
 
 
-def _facts(artifact: Artifact, cast: Cast, runtime: str) -> dict[str, Any]:
+def _facts(opened: Opened, cast: Cast, wish: Wish) -> dict[str, Any]:
     """What every answer depends on beside its question."""
+    artifact, runtime = opened.artifact, opened.runtime
     export = artifact.directory / EXPORT / RECORD
     exported = hashlib.sha256(export.read_bytes()).hexdigest() if runtime == "ort" else None
     spoken = ["tokcarve", *sorted({"torch" for role in cast.roles if role.runtime == "torch"})]
     sides = [[role.name, role.runtime, role.tokens, len(role.runs), role.source] for role in cast.roles]
+    routed = {} if wish.mean_tokens is None else {"mean": wish.mean_tokens}
     return {
         "artifact": artifact.manifest.digest,
         "export": exported,
         "runtime": runtime,
         "sides": json.dumps(sides),
         "versions": " ".join(f"{name} {version(name)}" for name in spoken),
+        "budget": wish.tokens,
+        **routed,
     }
 
 

@@ -1,6 +1,6 @@
 """Who answers questions in torch: a checkpoint, whole, as an artifact carves it, or under a control at its counts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 
 from tokcarve.exporters.device.playing import Asked
 from tokcarve.exporters.evaluation.speaking import Floats, Spoken
-from tokcarve.exporters.reply import use_threads
+from tokcarve.exporters.device.route import Choice
+from tokcarve.exporters.reply import TorchRouter, use_threads
 from tokcarve.passes import families
 from tokcarve.passes.asking import Question, Reply, ask
 from tokcarve.passes.families.load import read_model
@@ -74,6 +75,11 @@ class Studio:
     def carved(self, tokens: int | None) -> TorchSpeaker:
         """The model as the artifact has it, or one count of a budget set."""
         return TorchSpeaker(carve(self._base, self.artifact, tokens).graphs)
+
+    def router(self, mean: int | None) -> Callable[[Floats], Choice]:
+        """Which budget of a set an image [1, 3, height, width] gets."""
+        router = TorchRouter(self._base, self.artifact, mean)
+        return lambda pixels: router(torch.from_numpy(pixels))
 
     def control(self, name: str, params: Mapping[str, Any], tokens: int) -> TorchSpeaker:
         """The model under a control that keeps `tokens`, numbered as the artifact numbers its own."""

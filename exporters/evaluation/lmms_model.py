@@ -13,7 +13,9 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from tokcarve.exporters.device.playing import Asked
-from tokcarve.exporters.evaluation.cast import PRUNED, UNPRUNED, cast_of
+from tokcarve.exporters.device.route import Wish
+from tokcarve.exporters.evaluation.cast import PRUNED, UNPRUNED
+from tokcarve.exporters.evaluation.opened import open_runtime
 from tokcarve.exporters.evaluation.speaking import Preparer
 from tokcarve.passes.errors import EvaluationError
 from tokcarve.recipes.artifact import read_artifact
@@ -26,7 +28,7 @@ _IGNORED = frozenset(("batch_size", "max_batch_size", "device"))
 
 
 class TokcarveModel(lmms):  # type: ignore[misc]
-    """`--model_args artifact=DIR[,runtime=ort|torch][,side=pruned|unpruned][,tokens=N][,threads=N]`.
+    """`--model_args artifact=DIR[,runtime=ort|torch][,side=pruned|unpruned][,tokens=N][,mean_tokens=N][,threads=N]`.
 
     The batch is that of the export, and the device what ONNX Runtime finds, whatever lmms-eval is told of them.
     """
@@ -39,6 +41,7 @@ class TokcarveModel(lmms):  # type: ignore[misc]
         runtime: str = "ort",
         side: str = PRUNED,
         tokens: int | None = None,
+        mean_tokens: int | None = None,
         threads: int | None = None,
         **others: Any,
     ) -> None:
@@ -46,16 +49,17 @@ class TokcarveModel(lmms):  # type: ignore[misc]
         unknown = sorted(set(others) - _IGNORED)
         if unknown:
             raise EvaluationError(
-                f"--model_args {unknown[0]} is unknown; give artifact, runtime, side, tokens or threads"
+                f"--model_args {unknown[0]} is unknown; give artifact, runtime, side, tokens, mean_tokens or threads"
             )
         for name, value, allowed in (("runtime", runtime, ("ort", "torch")), ("side", side, (PRUNED, UNPRUNED))):
             if value not in allowed:
                 raise EvaluationError(f"--model_args {name}={value} is neither {' nor '.join(allowed)}")
         found = read_artifact(Path(str(artifact)))
-        cast = cast_of(found, runtime=runtime, tokens=tokens, controls=None, threads=threads)
-        role = next(one for one in cast.roles if one.name == side)
-        self.preparer = Preparer(found.processor, found.manifest.geometry.image_token_id, cast.max_text)
-        self.speaker, self.most = role.runs[0](), cast.max_new
+        wish = Wish(tokens=tokens, mean_tokens=mean_tokens).checked(found.manifest)
+        opened = open_runtime(found, runtime, controls=None, threads=threads)
+        self.preparer = Preparer(found.processor, found.manifest.geometry.image_token_id, opened.max_text)
+        self.speaker = opened.whole() if side == UNPRUNED else opened.carved(wish)()
+        self.most = opened.max_new
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to every request; EvaluationError for one that is not about one image, or not greedy."""

@@ -67,7 +67,8 @@ def _side(side: Side) -> dict[str, Any]:
     role = side.role
     counts = {"tokens": role.tokens, "tokens_mean": role.mean, "runs": len(role.runs)}
     ran = {"method": role.method, "runtime": role.runtime, "provider": side.provider}
-    return {**ran, **counts, **_grouped(side.measures.values())}
+    routed = {} if role.shares is None else {"shares": {str(one): share for one, share in role.shares.items()}}
+    return {**ran, **counts, **routed, **_grouped(side.measures.values())}
 
 
 def _grouped(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +84,8 @@ def _verdict(whole: Side, pruned: Side, best: Side | None, differences: Mapping[
     """What pruning costs in answers, and whether choosing what to keep was worth it."""
     scores = [side.measures.values()["score"] or 0.0 for side in (pruned, whole)]
     loss, *gains = (one["score"] for one in differences.values())
-    counts = f"{pruned.role.tokens} of {whole.role.tokens} visual tokens"
+    mean = " on average" if pruned.role.shares is not None else ""
+    counts = f"{pruned.role.tokens} of {whole.role.tokens} visual tokens{mean}"
     text = f"with {counts} {scores[0]:.1%} of the answers are right instead of {scores[1]:.1%}: {_spelled(loss)}"
     if best is None:
         return f"{text}; no control says what dropping blindly would cost"

@@ -39,6 +39,8 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
     first = next(iter(sides.values()))
     counts = [("tokens", *(str(one["tokens"]) for one in sides.values()))]
     counts.append(("mean tokens", *(f"{one['tokens_mean']:.4g}" for one in sides.values())))
+    if any("shares" in one for one in sides.values()):
+        counts.append(("chosen", *(_chosen(one.get("shares", {})) for one in sides.values())))
     if any(one["runs"] > 1 for one in sides.values()):
         counts.append(("runs", *(str(one["runs"]) for one in sides.values())))
     nats = [(title, *(f"{one[key]:.4f}" for one in sides.values())) for key, title in _NATS.items()]
@@ -69,7 +71,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"- gate ({gate['rule']}): {state}; {gate['detail']}",
         f"- ran on {'; '.join(ran)}",
         "- score: VQA's soft match, mean over questions; by family: mean over families; loyal: answers equal to the "
-        "unpruned model's; mean tokens: over the layers of the language model",
+        "unpruned model's; mean tokens: over the layers of the language model; chosen: budgets by the router's choice",
         *(f"- {note}" for note in record["notes"]),
     ]
     for table in tables(record):
@@ -84,6 +86,11 @@ def _shares(sides: _Sides, titles: Mapping[str, str], group: str | None = None) 
     """A row per measure, of a group of the record where one is named."""
     found = [side if group is None else side[group] for side in sides.values()]
     return [(title, *(_percent(one[key]) for one in found)) for key, title in titles.items()]
+
+
+def _chosen(shares: Mapping[str, float]) -> str:
+    """The budgets that a router chose, with the share of the questions that each answered."""
+    return ", ".join(f"{tokens}: {100 * share:.0f} %" for tokens, share in shares.items())
 
 
 def _differences(found: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -43,10 +43,6 @@ class Speaker(Protocol):
     def provider(self) -> str:
         """Where it runs."""
 
-    @property
-    def entering(self) -> int:
-        """Visual tokens at the first layer of the language model."""
-
     def free(self, asked: Sequence[Asked], most: int) -> list[Spoken]:
         """Answers of up to `most` tokens."""
 
@@ -90,7 +86,6 @@ class OrtSpeaker:
         self.pipeline = Pipeline(face, baseline=baseline, budget=budget)
         self.batch = face.record.batch
         self.stops = face.record.geometry.eos_token_ids
-        self.entering = self.pipeline.side.tokens
 
     @property
     def provider(self) -> str:

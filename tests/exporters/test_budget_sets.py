@@ -18,12 +18,15 @@ import tokcarve
 from tokcarve.cli.main import app
 from tokcarve.exporters.device.answer import Answerer
 from tokcarve.exporters.device.face import EXPORT, check_files, file_record, read_export, seal
-from tokcarve.exporters.device.route import Wish, price_of, route_in_ort
+from tokcarve.exporters.device.route import Choice, Wish, price_of, route_in_ort
+from tokcarve.exporters.evaluation import Evaluation, evaluate
+from tokcarve.exporters.evaluation.report import markdown
 from tokcarve.exporters.export import ExportResult, export_artifact
 from tokcarve.exporters.faces.kind import Request
 from tokcarve.exporters.recheck import recheck
 from tokcarve.passes.errors import ArtifactError, BudgetError, ExportError
 from tokcarve.passes.families.load import read_model
+from tokcarve.passes.inputs.images import load_image_processor
 from tokcarve.passes.routing import chosen
 from tokcarve.recipes.artifact import Artifact, read_artifact
 from tokcarve.recipes.carve import carve, router_of
@@ -183,6 +186,44 @@ def test_every_budget_answers_as_its_own_graphs(result: ExportResult, made: Arti
     kept = {count: Answerer(made.directory, budget=count).answer([image], ["a"], 1).kept_indices for count in COUNTS}
     assert {count: one.shape[1] for count, one in kept.items()} == {count: count for count in COUNTS}
     assert Answerer(made.directory).side.tokens == 24
+
+
+@pytest.mark.parametrize("runtime", ["ort", "torch"])
+def test_an_evaluation_asks_the_budget_that_each_image_gets(
+    result: ExportResult, made: Artifact, tmp_path: Path, runtime: str
+) -> None:
+    count, words = 6, ("what", "where")
+    images, routes = load_image_processor(made.processor), list[Choice]()
+    with (tmp_path / "asked.jsonl").open("w") as stream:
+        for number in range(count):
+            drawn = np.random.default_rng(number).integers(0, 255 if number % 2 else 90, (64, 64, 3), np.uint8)
+            Image.fromarray(drawn).save(tmp_path / f"{number}.png")
+            pixels = images([Image.open(tmp_path / f"{number}.png").convert("RGB")])
+            routes.append(route_in_ort(made.directory, pixels, None, None))
+            for word in words:
+                line = {"image": f"{number}.png", "question": f"{word} is it?", "answer": "x"}
+                stream.write(json.dumps(line) + "\n")
+    # at some mean between what the images are worth both budgets are chosen
+    router, ids = made.manifest.router, [one.predicted for one in routes]
+    assert router is not None
+    means = [m for m in range(8, 25) if np.ptp(chosen(np.array(ids), COUNTS, price_of(router, m)))]
+    assert means, "no mean at which these images are told apart"
+
+    def answered(**settings: Any) -> Evaluation:
+        return evaluate(
+            made, data=tmp_path / "asked.jsonl", max_new=2, gate=False, controls=None, runtime=runtime, **settings
+        )
+
+    routed = answered(mean_tokens=means[0])
+    budgets = {tokens: answered(tokens=tokens).lines() for tokens in COUNTS}
+    places = chosen(np.array(ids), COUNTS, price_of(router, means[0]))
+    expected = [budgets[COUNTS[int(places[i // len(words)])]][i]["said"]["pruned"] for i in range(count * len(words))]
+    assert [line["said"]["pruned"] for line in routed.lines()] == expected
+    side = routed.record()["sides"]["pruned"]
+    share = float(np.mean(places))
+    assert side["shares"] == {"8": pytest.approx(1 - share), "24": pytest.approx(share)}
+    assert side["tokens"] == round(8 + 16 * share) and "visual tokens on average" in routed.record()["verdict"]
+    assert 0 < share < 1 and "8: " in markdown(routed.record())
 
 
 def test_profile_measures_every_budget_and_the_router(result: ExportResult, made: Artifact) -> None:

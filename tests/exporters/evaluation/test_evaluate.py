@@ -9,6 +9,7 @@ from PIL import Image
 from toy_face import write_toy
 
 from tokcarve.exporters.device.answer import Answerer
+from tokcarve.exporters.device.route import Wish
 from tokcarve.exporters.evaluation import Evaluation, answering, evaluate
 from tokcarve.exporters.evaluation.cast import counted
 from tokcarve.exporters.evaluation.files import journal_of
@@ -137,7 +138,7 @@ def count_free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     counted, free = {"unpruned": 0, "pruned": 0}, OrtSpeaker.free
 
     def counting(self: OrtSpeaker, asked: object, most: int) -> object:
-        counted["unpruned" if self.entering == 16 else "pruned"] += 1
+        counted["unpruned" if self.pipeline.side.tokens == 16 else "pruned"] += 1
         return free(self, asked, most)  # type: ignore[arg-type]
 
     monkeypatch.setattr(OrtSpeaker, "free", counting)
@@ -186,7 +187,7 @@ def test_an_exported_control_stands_beside(toy: Path) -> None:
         ask(toy, lines(toy, "first.jsonl"), controls=[toy.parent / "other"])
 
 
-def test_a_budget_set_is_evaluated_one_budget_at_a_time(toy: Path) -> None:
+def test_a_budget_set_counts_by_what_its_router_chose(toy: Path) -> None:
     one = read_artifact(toy).manifest
     held = RoutedPart(images=4, shares=(0.5, 0.5), mean_tokens=3.0, loss=0.1, random=0.2, oracle=0.1, fixed=(0.3, 0.1))
     router = RouterRecord(
@@ -202,6 +203,11 @@ def test_a_budget_set_is_evaluated_one_budget_at_a_time(toy: Path) -> None:
     numbers = one.numbers.model_copy(update={"tokens_mean": 2.0})
     less = FurtherBudget(tokens=2, schedule=one.schedule, numbers=numbers, kv_rows=(2, 2))
     several = one.model_copy(update={"router": router, "budgets": (less,)})
-    with pytest.raises(BudgetError, match="has budgets of 2, 4 tokens; name the one to evaluate with --tokens"):
-        counted(several, None)
-    assert counted(several, 2) == (2, numbers) and counted(several, 4) == counted(one, None) == (4, one.numbers)
+    mean = one.numbers.tokens_mean
+    assert counted(several, Wish(tokens=2), None) == (2, 2.0)
+    assert counted(several, Wish(tokens=4), None) == counted(one, Wish(), None) == (4, mean)
+    assert counted(several, Wish(), {2: 0.25, 4: 0.75}) == (3.5, 0.5 + 0.75 * mean)
+    with pytest.raises(BudgetError, match="known once it has seen the images"):
+        counted(several, Wish(), None)
+    with pytest.raises(BudgetError, match="--mean-tokens 3 is about a budget set"):
+        ask(toy, lines(toy, "first.jsonl"), mean_tokens=3)
