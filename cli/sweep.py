@@ -3,9 +3,9 @@
 `--json`: `Sweep.record()` of exporters/sweeping/engine.py, with `out`, the directory. model, revision, weights_mib,
 questions {source, sha256, count, images}, unanswerable, methods, tokens, text_rows, environment {cpu, threads, on,
 versions}, gate, limit, data, seed, calibration (null, or the samples: {samples, sha256, count, held_out, seed,
-skipped}); points, the unpruned model first, each as in `Row` of exporters/sweeping/table.py; refused: "METHOD at N" and
-why. `out` holds report.html, pareto.svg, pareto.png, sweep.json and points.jsonl, from which the same command goes on
-after an interruption.
+skipped}); points, the unpruned model first, each as in `Row` of exporters/sweeping/table.py; refused and untimed:
+"METHOD at N" and why. `out` holds report.html, pareto.svg, pareto.png, sweep.json and points.jsonl, from which the
+same command goes on after an interruption.
 """
 
 from collections.abc import Mapping
@@ -143,6 +143,8 @@ def _print(made: "Sweep", out: Path) -> None:
     print_line("* no other point is as cheap and as good; same: answers equal to the unpruned model's")
     for name, why in made.refused.items():
         print_line(f"not possible: {name}: {why}")
+    for name, why in made.untimed.items():
+        print_line(f"not timed: {name}: {why}")
     print_line(f"report: {out / 'report.html'}")
 
 

@@ -46,9 +46,7 @@ def lower(
     if len(inputs) != len(input_names):
         raise ExportError(f"a graph with the inputs {list(input_names)} was given {len(inputs)} example tensors")
     with stand_ins(module) as uses:
-        model = trace(
-            module, inputs, input_names=input_names, output_names=output_names, opset=opset, opens=opens
-        )
+        model = trace(module, inputs, input_names=input_names, output_names=output_names, opset=opset, opens=opens)
     put_blocks(model, uses, opset)
     cleanup.clean(model, names=names or {}, as_stored=as_stored)
     if opens:

@@ -153,7 +153,9 @@ def _put(graph: ir.Graph, node: ir.Node, block: nn.Module, kind: _Kind) -> None:
 
 def _renamed(theirs: Sequence[ir.Value], ours: Sequence[ir.Value]) -> Iterator[tuple[str, Any]]:
     """Names of open dimensions as a kind has them -> as the graph has them; the first of several counts."""
-    sizes = [pair for one, other in zip(theirs, ours, strict=True) for pair in zip(_sizes(one), _sizes(other), strict=True)]
+    sizes = [
+        pair for one, other in zip(theirs, ours, strict=True) for pair in zip(_sizes(one), _sizes(other), strict=True)
+    ]
     return ((name, size) for name, size in reversed(sizes) if isinstance(name, str))
 
 

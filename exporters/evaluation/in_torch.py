@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from tokcarve.exporters.device.playing import Asked
-from tokcarve.exporters.evaluation.speaking import Floats, Spoken
 from tokcarve.exporters.device.route import Choice
+from tokcarve.exporters.evaluation.speaking import Floats, Spoken
 from tokcarve.exporters.reply import TorchRouter, use_threads
 from tokcarve.passes import families
 from tokcarve.passes.asking import Question, Reply, ask

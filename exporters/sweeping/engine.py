@@ -19,7 +19,7 @@ from tokcarve.exporters.evaluation.questions import QuestionSet
 from tokcarve.exporters.evaluation.scores import soft
 from tokcarve.exporters.evaluation.speaking import Preparer
 from tokcarve.exporters.sweeping.table import Point, Row, rows_of_points
-from tokcarve.exporters.sweeping.work import TEXT_ROWS, SweepJob, questions_of
+from tokcarve.exporters.sweeping.work import TEXT_ROWS, UNTIMED, SweepJob, questions_of
 from tokcarve.passes import families
 from tokcarve.passes.budget import count_for_tokens
 from tokcarve.passes.checkpoint import Checkpoint, resolve, weights_identity
@@ -46,13 +46,15 @@ Tell = Callable[[str, int, int], None]
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """What came of it. rows: the unpruned model first, then methods as they were named, controls last; refused: points
-    that cannot be, and why; about: what it was made with, as JSON; kept: what each row keeps of the first picture."""
+    that cannot be, and why; untimed: points that could not be exported or timed, and why; about: what it was made with,
+    as JSON; kept: what each row keeps of the first picture."""
 
     model: str
     geometry: Geometry
     asked: QuestionSet
     rows: tuple[Row, ...]
     refused: Mapping[str, str]
+    untimed: Mapping[str, str]
     about: Mapping[str, Any]
     kept: tuple[Record, ...]
 
@@ -62,6 +64,7 @@ class Sweep:
             **self.about,
             "points": [row.record() for row in self.rows],
             "refused": dict(self.refused),
+            "untimed": dict(self.untimed),
         }
 
 
@@ -101,8 +104,7 @@ def sweep(
         plain = next(runner.map(tasks[:1], "the unpruned model"))
         opened = _opened(plain, asked, checkpoint, ignored=not gate, seed=seed)
         records = [plain, *runner.map(tasks[1:], "points")]
-        timed = [{**task, "do": "measure"} for task in tasks[1:]] if measure else []
-        times = list(runner.map(timed, "exporting and timing"))
+        times, untimed = _timed(runner, tasks[1:] if measure else [])
     found = [Point(record=one, measured=time) for one, time in zip_longest(records, [None, *times])]
     about = _about(model, checkpoint, geometry, asked, tasks, on) | {"calibration": samples}
     about |= {"gate": opened.record(), "limit": limit, "data": None if data is None else str(data), "seed": seed}
@@ -112,9 +114,19 @@ def sweep(
         asked=asked,
         rows=rows_of_points(found, asked, CONTROLS, seed),
         refused=refused,
+        untimed=untimed,
         about=about,
         kept=tuple(record["kept"] for record in records),
     )
+
+
+def _timed(runner: Runner[LineJournal], tasks: Sequence[Task]) -> tuple[list[Record | None], dict[str, str]]:
+    """What each point takes, and why some points could not be timed; those are tried again next time."""
+    timed = [{**task, "do": "measure"} for task in tasks]
+    found = list(runner.map(timed, "exporting and timing", keep=lambda record: UNTIMED not in record))
+    whys = {f"{task['method']} at {task['tokens']}": one.get(UNTIMED) for task, one in zip(tasks, found, strict=True)}
+    untimed = {name: str(why) for name, why in whys.items() if why is not None}
+    return [None if UNTIMED in one else one for one in found], untimed
 
 
 def _opened(plain: Record, asked: QuestionSet, checkpoint: Checkpoint, *, ignored: bool, seed: int) -> Gate:

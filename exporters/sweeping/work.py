@@ -20,7 +20,7 @@ from tokcarve.exporters.pictures.kept import Column
 from tokcarve.passes import families
 from tokcarve.passes.asking import Question
 from tokcarve.passes.checkpoint import resolve
-from tokcarve.passes.errors import SampleError
+from tokcarve.passes.errors import SampleError, TokcarveError
 from tokcarve.passes.families.load import read_model
 from tokcarve.passes.flops import count_flops, rows_of
 from tokcarve.passes.inputs.prompt import PromptError
@@ -36,8 +36,10 @@ from tokcarve.recipes.journal import LineJournal, Record, Task
 from tokcarve.recipes.make import make_recipe
 from tokcarve.recipes.schema import Calibration
 
-__all__ = ["TEXT_ROWS", "Sweeper", "SweepJob", "questions_of"]
+__all__ = ["TEXT_ROWS", "UNTIMED", "Sweeper", "SweepJob", "questions_of"]
 
+UNTIMED = "untimed"
+"""In the record of a point that could not be exported or timed: why."""
 TEXT_ROWS = 64
 """Rows of text beside the image in counted FLOPs."""
 
@@ -134,7 +136,11 @@ class Sweeper:
         calibration = self.calibration
         if not leaves_open(_method(method, params), self.graphs.geometry, tokens):
             calibration = None
-        return _measured(str(self.checkpoint.path), method, params, tokens, calibration)
+        try:
+            return _measured(str(self.checkpoint.path), method, params, tokens, calibration)
+        except TokcarveError as error:
+            # the other points are worth their hours
+            return {UNTIMED: str(error)}
 
     def _role(self, name: str, results: list[RewriteResult]) -> Role:
         runs = tuple(partial(TorchSpeaker, result.graphs) for result in results)

@@ -129,5 +129,5 @@ def _fitted(bench: Bench, fit: Fit) -> tuple[Frozen, dict[str, Any]]:
 
 def _tokens(bench: Bench, site: str, samples: range, what: str) -> Iterator[Tensor]:
     tasks = [{"do": "tokens", "sample": sample, "site": site} for sample in samples]
-    for record in bench.runner.map(tasks, what, keep=False):
+    for record in bench.runner.map(tasks, what, keep=lambda record: False):
         yield record["tokens"]

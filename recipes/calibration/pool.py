@@ -88,9 +88,11 @@ class Runner(Generic[J]):
         self.pool, self.journal = pool, journal
         self.tell: Progress = tell if tell is not None else lambda what, done, total: None
 
-    def map(self, tasks: Iterable[Task], what: str, *, keep: bool = True) -> Iterator[Record]:
-        """The records of `tasks`, in their order; `what` names the work for people. Those that are no JSON cannot be
-        kept in the journal."""
+    def map(
+        self, tasks: Iterable[Task], what: str, *, keep: Callable[[Record], bool] | None = None
+    ) -> Iterator[Record]:
+        """The records of `tasks`, in their order; `what` names the work for people. What `keep` says no to is
+        not kept in the journal, which holds JSON alone."""
         tasks = list(tasks)
         found = {number: record for number, task in enumerate(tasks) if (record := self.journal.get(task)) is not None}
         missing = [number for number in range(len(tasks)) if number not in found]
@@ -100,7 +102,7 @@ class Runner(Generic[J]):
         for number in range(len(tasks)):
             while number not in found:
                 place, record = next(made)
-                if keep:
+                if keep is None or keep(record):
                     self.journal.put(tasks[missing[place]], record)
                 found[missing[place]] = record
                 done += 1

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from tokcarve.cli.main import app
 from tokcarve.exporters.sweeping.work import Sweeper, SweepJob
+from tokcarve.passes.errors import ExportError
 
 SORT = """
 const table = document.querySelector('table.sortable');
@@ -172,6 +173,32 @@ def test_measured_points_have_times(
     report = Path("out/report.html").read_text()
     assert report.count("12.2 <span") == 4 and report.count("4.12×") == 4 and "--measure --no-gate --seed 0" in report
     assert "first token ms" not in (done[0] / "report.html").read_text()
+
+
+def test_a_point_that_cannot_be_timed_stops_no_other(
+    place: Path, done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = list[str]()
+
+    def measured(model: str, method: str, params: dict[str, Any], tokens: int, calibration: None) -> dict[str, Any]:
+        tried.append(method)
+        if method == "random":
+            raise ExportError("random cannot be exported today")
+        return {"first_token": {"pruned": 12.25, "unpruned": 50.0, "speedup": 4.125}}
+
+    monkeypatch.setattr("tokcarve.exporters.sweeping.work._measured", measured)
+    Path("out").mkdir()
+    Path("out/points.jsonl").write_bytes((done[0] / "points.jsonl").read_bytes())
+    made = run(*words(place, "--measure"))
+    assert made.exit_code == 0 and "not timed: random at " in made.stdout
+    record = json.loads(Path("out/sweep.json").read_text())
+    assert set(record["untimed"].values()) == {"random cannot be exported today"}
+    times = {one["method"]: one["measured"] for one in record["points"]}
+    assert times["random"] is None and times["uniform"] is not None
+    assert "Points that were not timed" in Path("out/report.html").read_text()
+    tried.clear()
+    assert run(*words(place, "--measure")).exit_code == 0
+    assert set(tried) == {"random"}, "what failed is tried again, and nothing else"
 
 
 def test_samples_decide_what_methods_leave_open(place: Path) -> None:
