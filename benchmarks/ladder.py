@@ -5,7 +5,7 @@
 
 Every artifact is made of the bundled checkpoint, exported with `--face all` and proven a second time from its files by
 `verify`. A method that must be trained is, in a few steps: that the export holds says nothing of how well it
-chooses.
+chooses. Methods that keep every visual token, and work less on them or let all go at once, have one line.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from tokcarve.recipes.compress import compress
 SAMPLES: dict[str, Any] = {"samples": "scenes", "count": 8}
 """What a method gets to see that learns from samples, in STEPS steps."""
 STEPS = 4
+KEEPING = frozenset(("redundancylens", "dyvte"))
+"""Methods that have no count."""
 
 
 def made(method: str, tokens: int, out: Path) -> tuple[Artifact, bool]:
@@ -70,10 +72,10 @@ def run(options: argparse.Namespace) -> None:
     out: Path = options.out
     lines = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
     done = {(line["method"], line["tokens"]) for line in lines}
-    for tokens in options.tokens:
-        for method in options.methods or METHODS:
-            if (method, tokens) in done:
-                continue
+    methods = [method for method in options.methods or METHODS if method != "none"]
+    pairs = [(method, 576 if method in KEEPING else tokens) for tokens in options.tokens for method in methods]
+    for method, tokens in dict.fromkeys(pairs):
+        if (method, tokens) not in done:
             with TemporaryDirectory() as place:
                 line = climb(method, tokens, Path(place))
             with out.open("a") as stream:

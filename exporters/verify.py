@@ -25,7 +25,8 @@ from tokcarve.passes.router import Router
 __all__ = ["check_numbers", "check_power", "check_router", "check_weights", "require"]
 
 _WHOLE = 2**22
-_BLOCK = (16, 256)  # rows and columns of a block
+_BLOCK = (64, 64)  # rows and columns of a block: in a file that holds the transpose, the same number of lines
+_COLUMNS = 64  # of a quantised matrix that are quantised again, at 8 places
 
 
 def check_weights(paths: Sequence[Path], named: Mapping[str, Tensor], stored: Mapping[int, Stored]) -> Check:
@@ -36,7 +37,7 @@ def check_weights(paths: Sequence[Path], named: Mapping[str, Tensor], stored: Ma
     constant of the model, is compared as it is. A name that ends in `.T` holds the transpose. Large tensors that are no
     weights (a method's constants) are counted.
     """
-    compared, constants = 0, set()
+    compared, constants, known = 0, set(), set[Any]()
     for path in paths:
         graph = ir.load(path).graph
         for name, value in graph.initializers.items():
@@ -48,6 +49,10 @@ def check_weights(paths: Sequence[Path], named: Mapping[str, Tensor], stored: Ma
                 continue
             if name.endswith(SCALE):
                 continue  # with its integers
+            compared += 1
+            claim = _claim(path, name, graph)
+            if claim in known:
+                continue
             origin = stored.get(weight.data_ptr())
             expected = weight.detach() if origin is None else origin.view()
             expected = expected.t() if name.removesuffix(PART).endswith(".T") else expected
@@ -59,9 +64,22 @@ def check_weights(paths: Sequence[Path], named: Mapping[str, Tensor], stored: Ma
                 same = _same(found, expected, weight.dtype)
             if not same:
                 return Check(name="weights", passed=False, detail=f"{name!r} of {path.name} is not the checkpoint's")
-            compared += 1
+            if claim is not None:
+                known.add(claim)
     detail = f"{compared} tensors equal the checkpoint's, {len(constants)} constants are not weights"
     return Check(name="weights", passed=compared > 0, detail=detail)
+
+
+def _claim(path: Path, name: str, graph: ir.Graph) -> tuple[Any, ...] | None:
+    """What a graph says of a weight: graphs that say the same are right or wrong together. None where a graph holds
+    numbers of it itself."""
+    found: list[Any] = [path.parent, name]
+    for part in (name, f"{name.removesuffix(PART)}{SCALE}") if name.endswith(PART) else (name,):
+        one = graph.initializers[part].const_value
+        if not isinstance(one, ir.ExternalTensor):
+            return None
+        found += [one.location, one.offset, one.length, one.dtype, *one.shape.numpy()]
+    return tuple(found)
 
 
 def _same(found: NDArray[Any], expected: Tensor, dtype: torch.dtype) -> bool:
@@ -76,7 +94,7 @@ def _same_quantised(ints: NDArray[Any], scale: NDArray[Any], expected: Tensor, b
     """Columns are quantised apart from each other, so some of them stand for a large matrix."""
     if ints.shape != tuple(expected.shape):
         return False
-    columns, few = ints.shape[1], _BLOCK[1] // 4
+    columns, few = ints.shape[1], _COLUMNS
     starts = [0] if ints.nbytes <= _WHOLE else [(columns - few) * at // 7 // 2 * 2 for at in range(8)]
     for start in starts:
         part = slice(start, start + few if len(starts) > 1 else columns)
