@@ -2,31 +2,37 @@
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, Qwen2Config
 
+from tokcarve.passes.known import KNOWN
+
 __all__ = ["clip_l_336", "llama_7b", "llava", "qwen2_half_billion"]
+
+_LLAVA = "llava-1.5-7b"
 
 
 def clip_l_336() -> CLIPVisionConfig:
     """The tower of LLaVA-1.5: 24 layers, width 1024, 576 patches."""
+    tower = KNOWN[_LLAVA].vision
     return CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
+        hidden_size=tower.hidden,
+        intermediate_size=tower.mlp,
+        num_hidden_layers=tower.layers,
+        num_attention_heads=tower.heads,
+        image_size=tower.image_size,
+        patch_size=tower.patch_size,
         projection_dim=768,
     )
 
 
 def llama_7b() -> LlamaConfig:
     """The language model of LLaVA-1.5-7B."""
+    text = KNOWN[_LLAVA].text
     return LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        vocab_size=32064,
-        max_position_embeddings=4096,
+        hidden_size=text.hidden,
+        intermediate_size=text.mlp,
+        num_hidden_layers=text.layers,
+        num_attention_heads=text.heads,
+        vocab_size=text.vocab,
+        max_position_embeddings=text.max_positions,
     )
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from models import build, write
 
+from tokcarve.exporters.device.face import EXPORT, file_record, read_export, seal
 from tokcarve.exporters.export import ExportResult, export_artifact
 from tokcarve.exporters.faces.kind import Request
 from tokcarve.recipes.compress import compress
 
-__all__ = ["KEEP", "MAX_NEW", "MAX_TEXT", "make_artifact", "make_export"]
+__all__ = ["KEEP", "MAX_NEW", "MAX_TEXT", "make_artifact", "make_export", "reseal"]
 
 KEEP, MAX_TEXT, MAX_NEW = 16, 8, 6
 
@@ -35,3 +36,10 @@ def make_export(artifact: Path, *, force: bool = False, **settings: object) -> E
     """Its export, the `ort` face alone unless told."""
     asked = Request(**{"max_text": MAX_TEXT, "max_new": MAX_NEW, **settings})  # type: ignore[arg-type]
     return export_artifact(artifact, asked, force=force)
+
+
+def reseal(artifact: Path) -> None:
+    """What somebody does who wants the record of changed files to fit them."""
+    record = read_export(artifact)
+    files = {name: file_record(artifact / EXPORT / name) for name in record.files}
+    (artifact / EXPORT / "export.json").write_text(seal(record.model_copy(update={"files": files})))

@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import pytest
 from device_shell import on_a_device
-from exported import MAX_NEW, MAX_TEXT, make_artifact, make_export
+from exported import MAX_NEW, MAX_TEXT, make_artifact, make_export, reseal
 from typer.testing import CliRunner, Result
 
 from tokcarve.cli.main import app
-from tokcarve.exporters.device.face import EXPORT, FOLDER, file_record, read_export, seal
+from tokcarve.exporters.device.face import EXPORT, FOLDER, read_export
 
 
 def verify(*arguments: object) -> Result:
@@ -37,14 +37,6 @@ def true(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(true: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(true, tmp_path / "copy"))
-
-
-def reseal(artifact: Path) -> None:
-    """What somebody does who wants the record to fit."""
-    face = artifact / EXPORT
-    record = read_export(artifact)
-    files = {name: file_record(face / name) for name in record.files}
-    (face / "export.json").write_text(seal(record.model_copy(update={"files": files})))
 
 
 def test_a_true_export_holds_without_its_checkpoint(true: Path) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported import KEEP, make_artifact, make_export
+from exported import KEEP, make_artifact, make_export, reseal
 from PIL import Image
 from typer.testing import CliRunner
 
 from tokcarve.cli.main import app
 from tokcarve.exporters.device import photographs, stock_genai
-from tokcarve.exporters.device.face import EXPORT, FOLDER, file_record, read_export, seal
+from tokcarve.exporters.device.face import EXPORT, FOLDER
 from tokcarve.exporters.device.growing import Growing
 from tokcarve.exporters.eager import load
 from tokcarve.exporters.export import ExportResult
@@ -55,12 +55,6 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def copied(inside: ExportResult, tmp_path: Path) -> Path:
     return Path(shutil.copytree(inside.directory.parent, tmp_path / "copy"))
-
-
-def reseal(artifact: Path) -> None:
-    record = read_export(artifact)
-    files = {name: file_record(artifact / EXPORT / name) for name in record.files}
-    (artifact / EXPORT / "export.json").write_text(seal(record.model_copy(update={"files": files})))
 
 
 def failed(artifact: Path) -> set[str]:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from exported import KEEP, make_artifact, make_export
+from exported import KEEP, make_artifact, make_export, reseal
 from models import TOTAL
 from transformers import AutoConfig, AutoProcessor
 from typer.testing import CliRunner
 
 from tokcarve.cli.main import app
-from tokcarve.exporters.device.face import EXPORT, file_record, read_export, seal
+from tokcarve.exporters.device.face import EXPORT, read_export
 from tokcarve.exporters.export import ExportResult
 from tokcarve.exporters.recheck import recheck
 from tokcarve.passes.errors import CheckError, ExportError
@@ -32,12 +32,6 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
 @pytest.fixture
 def copied(result: ExportResult, tmp_path: Path) -> Path:
     return Path(shutil.copytree(result.directory.parent, tmp_path / "copy"))
-
-
-def reseal(artifact: Path) -> None:
-    record = read_export(artifact)
-    files = {name: file_record(artifact / EXPORT / name) for name in record.files}
-    (artifact / EXPORT / "export.json").write_text(seal(record.model_copy(update={"files": files})))
 
 
 def test_graphs_and_files_have_the_names_that_runtimes_look_for(result: ExportResult) -> None:
