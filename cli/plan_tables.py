@@ -71,10 +71,16 @@ def _print_flops(forecast: "Forecast") -> None:
 def _print_memory(forecast: "Forecast") -> None:
     from tokcarve.exporters.engines import weight_bytes
     from tokcarve.exporters.forecast import WEIGHTS
+    from tokcarve.passes.flops import whole_model
 
+    text = forecast.setting.geometry.text
     sizes = {name: weight_bytes(forecast.setting.geometry, name) for name in WEIGHTS}
     rows = [
-        (name, *(_gib(found[part]) for part in ("encoder", "language", "embedding", "head")), _gib(sum(found.values())))
+        (
+            name,
+            *(_gib(found[part]) for part in ("encoder", "language", "embedding", "head")),
+            _gib(whole_model(found, text)),
+        )
         for name, found in sizes.items()
     ]
     print_table("GiB of weights", ("precision", "encoder", "layers", "embedding", "head", "all"), rows)

@@ -70,6 +70,7 @@ def _run(
     from tokcarve.cli.profile_sweep import measure_sweep, prepare_sweep, print_sweep
     from tokcarve.cli.profile_tables import print_profile, print_set, print_verdict
     from tokcarve.exporters.device.face import check_origin, read_export
+    from tokcarve.exporters.device.machine import load_now
     from tokcarve.exporters.device.profile import profile as measure
     from tokcarve.exporters.device.profile_set import profile_set
     from tokcarve.exporters.device.session import open_face
@@ -82,6 +83,7 @@ def _run(
     for place, check in ((trace, check_trace), (out, _check_out)):
         if place is not None:
             check(place)
+    how["load"] = load_now()
     with progress_bars() as progress:
         counts = prepare_sweep(found, *sweeps, progress)
         if found.manifest.router is not None:

@@ -37,12 +37,14 @@ def prepare_sweep(
     artifact's own; None sweeps none. Raises ExportError where graphs are missing and cannot be made here."""
     from tokcarve.exporters.device.face import read_export
     from tokcarve.exporters.device.scratch import read_sweep
-    from tokcarve.exporters.device.sweep import counts_around
+    from tokcarve.exporters.device.sweep import counts_around, others_of
     from tokcarve.passes.errors import ExportError
 
     record = read_export(found.directory)
     wish = record.pruned.tokens
     counts = () if tokens is None else tuple(tokens) or counts_around(wish, record.total)
+    if tokens is not None:
+        others_of(counts, wish)
     wanted = (*counts, wish) if counts else ()
     known = read_sweep(found.directory, record)
     if set(wanted) <= set(known.tokens) and set(batches) <= {*known.batches, record.batch}:

@@ -61,6 +61,11 @@ def plan_recipe_of(given: Mapping[str, Any]) -> "tuple[Recipe | None, bool]":
     if given["method"] is None and given["recipe"] is None and not named and given["latency"] is not None:
         if given["model"] is None:
             raise RecipeError("no model was named; give a directory, a hub id or an alias such as llava-1.5-7b")
+        for flag, default in {"param": None, "positions": "renumbered"}.items():
+            if given[flag] and given[flag] != default:
+                raise RecipeError(
+                    f"--{flag} is about one method, and none was named; give --method or --recipe as well"
+                )
         return None, False
     if given["keep"] == "auto":
         raise BudgetError("--keep auto is a count that samples decide, and a plan reads none; give a share or a count")

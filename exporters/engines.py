@@ -6,8 +6,8 @@ Estimates from shapes alone, with norms and biases left out; nothing here is mea
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tokcarve.exporters.precision import PRECISIONS, block_of
-from tokcarve.passes.flops import kv_bytes, weight_parameters
+from tokcarve.exporters.precision import PRECISIONS, matrix_bytes
+from tokcarve.passes.flops import kv_bytes, text_matrices, weight_parameters
 from tokcarve.passes.geometry import Geometry, TextGeometry
 
 __all__ = ["GIB", "Room", "build_peak", "engine_bytes", "room", "weight_bytes"]
@@ -40,9 +40,8 @@ def weight_bytes(geometry: Geometry, precision: str) -> dict[str, float]:
     each = {"float32": 4.0}.get(chosen.computes, 2.0)
     sizes = {part: each * count for part, count in weight_parameters(geometry).items()}
     if chosen.bits:
-        # int8 has one scale per column, too few to count
-        block = block_of(geometry.text.hidden, chosen.bits) if chosen.bits == 4 else None
-        sizes["language"] *= (chosen.bits / 8 + (2 / block if block is not None else 0)) / each
+        layer = sum(sum(matrix_bytes(shape, chosen)) for shape in text_matrices(geometry.text))
+        sizes["language"] = float(geometry.text.layers * layer)
     return sizes
 
 

@@ -16,7 +16,7 @@ from tokcarve.exporters.precision import PRECISIONS, needed_opset
 from tokcarve.exporters.roofline import ANSWERS, Times, least_times
 from tokcarve.exporters.rows import check_rows
 from tokcarve.passes.errors import ExportError
-from tokcarve.passes.flops import Rows, conventions, count_flops, decode_flops, kv_bytes, rows_of
+from tokcarve.passes.flops import Rows, conventions, count_flops, decode_flops, kv_bytes, rows_of, whole_model
 from tokcarve.passes.geometry import Geometry
 from tokcarve.passes.insert import StageRecord, schedule_of
 from tokcarve.passes.scaling_law import Law, scaling_law
@@ -28,6 +28,7 @@ __all__ = ["WEIGHTS", "Forecast", "OnModule", "Setting", "Side", "both"]
 WEIGHTS = ("fp32", "fp16", "int8", "int4")
 """The precisions whose weights are told, whatever was asked for."""
 _SIDES = ("pruned", "unpruned")
+_LEAST_OF_PEAK = 0.001  # of a board's peaks: nothing that runs reaches less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,8 @@ class Setting:
         if self.precision not in PRECISIONS:
             raise ExportError(f"--precision {self.precision} is none that export writes; give {', '.join(PRECISIONS)}")
         check_rows(self.geometry, max_text=self.text, max_new=self.new)
-        if not 0 < self.of_peak <= 1:
-            raise ExportError(f"--of-peak {self.of_peak:g} is no share of a peak; give above 0 and at most 1")
+        if not _LEAST_OF_PEAK <= self.of_peak <= 1:
+            raise ExportError(f"--of-peak {self.of_peak:g} is no share of a peak; give {_LEAST_OF_PEAK:g} to 1")
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -238,4 +239,4 @@ def both(pair: Sequence[Any]) -> dict[str, Any]:
 
 def _sizes(geometry: Geometry, precision: str) -> Mapping[str, int]:
     sizes = {part: round(size) for part, size in weight_bytes(geometry, precision).items()}
-    return sizes | {"total": sum(sizes.values())}
+    return sizes | {"total": round(whole_model(sizes, geometry.text))}

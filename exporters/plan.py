@@ -31,8 +31,10 @@ class PlannedRecipe:
         name, said = self.recipe.method.name, []
         if self.tokens < geometry.total and method.learns(geometry, self.tokens):
             said.append(f"{name} learns from samples, so that compress wants --samples")
-        elif method.dynamic() is not None or method.decides(geometry, self.tokens) is not None:
+        elif method.dynamic() is not None:
             said.append(f"samples may move tokens between the stages of {name}; these counts are assumed")
+        elif method.decides(geometry, self.tokens) is not None:
+            said.append(f"what {name} leaves open is assumed here; compress decides it by samples (--samples)")
         if self.forecast.boards:
             said.append(
                 "least times are computed from peaks as NVIDIA's figures are quoted, not all of them looked up, which "

@@ -5,7 +5,7 @@ so that every type is the model's own: what transformers computes in float32 (th
 scores by which a method chooses stay float32 between casts; layer norms keep float32 statistics by ONNX's own rule.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +14,7 @@ from tokcarve.passes.errors import ExportError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PRECISIONS", "Precision", "block_of", "bytes_each", "needed_opset", "precision_of"]
+__all__ = ["PRECISIONS", "Precision", "block_of", "bytes_each", "matrix_bytes", "needed_opset", "precision_of"]
 
 _BLOCKS = (128, 64, 32, 16)
 # blocked scales came with opset 21, float16 scales with 19
@@ -82,3 +82,12 @@ def block_of(rows: int, bits: int) -> int | None:
     if bits == 8:
         return rows
     return next((block for block in _BLOCKS if rows % block == 0), None)
+
+
+def matrix_bytes(shape: Sequence[int], precision: Precision) -> tuple[int, int]:
+    """Bytes of the integers and of the scales of a matrix [rows, columns]; all of it the former where it has none."""
+    rows, columns = shape
+    block = block_of(rows, precision.bits) if precision.bits else None
+    if block is None:
+        return rows * columns * (4 if precision.computes == "float32" else 2), 0
+    return (rows * columns * precision.bits + 7) // 8, rows // block * columns * 2

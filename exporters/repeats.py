@@ -7,7 +7,6 @@ pruned and its unpruned graphs that see as many rows.
 
 import contextlib
 import inspect
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,12 @@ from onnx_ir.passes import common
 from onnx_ir.tensor_adapters import to_torch_dtype
 from torch import Tensor, nn
 
+from tokcarve.exporters.fingerprint import fingerprint, tensors_of
 from tokcarve.exporters.rewrites import SCOPES, scopes
+from tokcarve.exporters.tensors import SMALL
 from tokcarve.exporters.trace import trace
 from tokcarve.passes.blocks import Attend, Feed, VisionBlock
+from tokcarve.passes.errors import ExportError
 from tokcarve.passes.text_blocks import TextBlock
 
 __all__ = ["put_blocks", "stand_ins"]
@@ -138,7 +140,7 @@ def _put(graph: ir.Graph, node: ir.Node, block: nn.Module, kind: _Kind) -> None:
         values={None: None, **dict(zip(kind.graph.inputs, given, strict=True))},
         sizes=dict(_renamed(kind.graph.inputs, given)),
     )
-    tensors = dict((*block.named_parameters(), *block.named_buffers()))
+    tensors = tensors_of(block)
     for name, value in kind.graph.initializers.items():
         weight = kind.weights.get(name)
         called = f"{place.stem}/{name}" if weight is None else place.inside(weight)
@@ -225,7 +227,7 @@ def _kind(use: _Use, node: ir.Node, opset: int) -> _Kind:
         )
         for value in node.inputs
     )
-    state, held = _state(use.block)
+    state, held = fingerprint(use.block)
     key = (opset, seen, state)
     if key not in _KINDS:
         _KINDS[key] = _lowered(use, node, opset, held)
@@ -255,40 +257,17 @@ def _lowered(use: _Use, node: ir.Node, opset: int, held: tuple[Any, ...]) -> _Ki
         assert ours.dtype == theirs.dtype, (type(use.block), ours, theirs)
         assert len(_sizes(ours)) == len(_sizes(theirs)), (type(use.block), ours, theirs)
         assert all(a == b or isinstance(b, str) for a, b in zip(_sizes(ours), _sizes(theirs), strict=True))
-    tensors = {name for name, _ in (*use.block.named_parameters(), *use.block.named_buffers())}
+    tensors = tensors_of(use.block)
     inside = {name: name.removeprefix(f"{_HELD}.") for name in graph.initializers}
     weights = {name: weight for name, weight in inside.items() if weight in tensors}
+    strange = [name for name, value in graph.initializers.items() if name not in weights and _heavy(value)]
+    if strange:
+        raise ExportError(f"{type(use.block).__name__} holds {strange[0]!r}, which is none of its weights")
     for name in weights:
         # a kind is no reason to keep a model in memory
         graph.initializers[name].const_value = None
     return _Kind(graph=graph, weights=weights, held=held)
 
 
-def _state(block: nn.Module) -> tuple[Any, tuple[Any, ...]]:
-    """All that makes a block what it is but the values of its weights, and objects that are known by their identity."""
-    held: list[Any] = []
-
-    def told(value: Any) -> Any:
-        if isinstance(value, (bool, int, float, str, type(None), torch.dtype, type)):
-            return value
-        if isinstance(value, (tuple, list)):
-            return tuple(told(one) for one in value)
-        if hasattr(value, "to_dict"):
-            return json.dumps(value.to_dict(), sort_keys=True, default=str), getattr(value, "_attn_implementation", "")
-        held.append(value)
-        return id(value)
-
-    modules = tuple(
-        (name, type(one), tuple((key, told(value)) for key, value in sorted(vars(one).items()) if _tells(key)))
-        for name, one in block.named_modules()
-    )
-    tensors = tuple(
-        (name, tensor.dtype, tuple(tensor.shape), tensor.stride())
-        for name, tensor in (*block.named_parameters(), *block.named_buffers())
-    )
-    return (modules, tensors), tuple(held)
-
-
-def _tells(attribute: str) -> bool:
-    # torch's own dictionaries; a layer's number, which says where its cache is, and the cache is given
-    return not attribute.startswith("_") and attribute not in ("layer_idx", "training", "forward")
+def _heavy(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.nbytes >= SMALL

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from tokcarve.exporters.device.compare import Check
-from tokcarve.exporters.precision import Precision, block_of
+from tokcarve.exporters.precision import Precision, matrix_bytes
 from tokcarve.exporters.quantise import PART, SCALE
 from tokcarve.exporters.tensors import SMALL, identity
 from tokcarve.exporters.weights import aligned, held
@@ -27,7 +27,9 @@ def header_bytes(stored: Mapping[int, Stored], matrices: Iterable[int], precisio
     """Bytes of a whole checkpoint in `precision`, by its headers alone, without what alignment adds."""
     few = frozenset(matrices)
     return sum(
-        sum(_sizes(one.entry.shape[::-1], precision)) if where in few else prod(one.entry.shape) * _each(precision)
+        sum(matrix_bytes(one.entry.shape[::-1], precision))
+        if where in few
+        else prod(one.entry.shape) * _each(precision)
         for where, one in stored.items()
     )
 
@@ -78,18 +80,9 @@ def _origin(name: str, named: Mapping[str, Tensor], stored: Mapping[int, Stored]
 
 def _bytes(name: str, origin: Stored, precision: Precision) -> int:
     if name.endswith((PART, SCALE)):
-        return _sizes(origin.entry.shape[::-1], precision)[0 if name.endswith(PART) else 1]
+        return matrix_bytes(origin.entry.shape[::-1], precision)[0 if name.endswith(PART) else 1]
     return prod(origin.entry.shape) * _each(precision)
 
 
 def _each(precision: Precision) -> int:
     return precision.dtype.itemsize
-
-
-def _sizes(shape: tuple[int, ...], precision: Precision) -> tuple[int, int]:
-    """Bytes of the integers and of the scales of a matrix [rows, columns]; all of it the former where it has none."""
-    rows, columns = shape
-    block = block_of(rows, precision.bits) if precision.bits else None
-    if block is None:
-        return rows * columns * _each(precision), 0
-    return (rows * columns * precision.bits + 7) // 8, rows // block * columns * 2

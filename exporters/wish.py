@@ -1,8 +1,9 @@
 """Which method, with how many tokens, can meet a wish for the time to the first token on a board.
 
 Every method is planned with its own defaults at every count that the project rounds to; of those whose least time
-(roofline.py) is no longer than the wish, the largest count is told. A count that is not told cannot meet the wish; one
-that is may still miss it, for no program reaches a roofline.
+(roofline.py) is no longer than the wish, the largest count is told. A larger one cannot meet the wish, as long as fewer
+tokens need no more time, which rounding inside a method may break by a step; the one that is told may still miss it,
+for no program reaches a roofline.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from tokcarve.exporters.device.speeds import MODULES
 from tokcarve.exporters.forecast import Setting, Side
 from tokcarve.passes.budget import TILE
 from tokcarve.passes.errors import BudgetError, ExportError, MethodError
@@ -29,7 +31,7 @@ class Wished:
     token in milliseconds; None where no count can."""
 
     method: str
-    where: str
+    where: str | None
     text_aware: bool
     counts: Mapping[str, tuple[int, float] | None]
 
@@ -45,11 +47,12 @@ class Wished:
 def wished(setting: Setting, latency: float | int, methods: Mapping[str, Method] | None = None) -> tuple[Wished, ...]:
     """Every method (or those of `methods`), those that keep the most first; ExportError for a wish that is none, and
     for a board without published figures."""
-    if not latency > 0:
+    if not 0 < latency < float("inf"):
         raise ExportError(f"--latency {latency:g} is no time; give milliseconds above 0")
     if setting.target is None or not setting.modules:
+        known = ", ".join(dict.fromkeys(one.board for one in MODULES))
         said = f"--target {setting.target.text} has no published peaks" if setting.target else "no --target was named"
-        raise ExportError(f"--latency {latency:g} is about a board, and {said}; give --target orin, orin-nx or thor")
+        raise ExportError(f"--latency {latency:g} is about a board, and {said}; give --target {known}")
     among = {name: kind() for name, kind in METHODS.items()} if methods is None else methods
     found = [_wished(name, method, setting, latency) for name, method in among.items()]
     return tuple(sorted((one for one in found if one is not None), key=_most, reverse=True))
@@ -67,15 +70,21 @@ def largest_counts(
     sides = _Sides(method, setting, positions)
     found: dict[str, tuple[int, float] | None] = {}
     for module in setting.modules:
+        whole = sides.all()
+        if whole is not None and (time := whole[1].times(module).first_token) <= latency:
+            found[module.name] = (whole[0], time)
+            continue
         # counts up to `low` steps can meet the wish, from `high` on they cannot
         low, high = 0, (geometry.total - 1) // TILE + 1
         while high - low > 1:
             middle = (low + high) // 2
             one = sides.below(middle)
             low, high = (middle, high) if one is None or one[1].times(module).first_token <= latency else (low, middle)
-        best = sides.below(low) or (sides.all() if sides.below((geometry.total - 1) // TILE) is None else None)
+        best = sides.below(low)
         time = best[1].times(module).first_token if best is not None else 0.0
         found[module.name] = (best[0], time) if best is not None and time <= latency else None
+    if not sides.possible:
+        sides.check()
     return found
 
 
@@ -94,12 +103,22 @@ class _Sides:
                 return count, side
         return None
 
-    def all(self) -> tuple[int, Side]:
-        """The same with all tokens; MethodError where the method cannot plan even that."""
+    def all(self) -> tuple[int, Side] | None:
+        """The same with all tokens; None where the method cannot plan that."""
         total = self.setting.geometry.total
-        stages = stages_at(self.method, self.setting.geometry, total)
-        check_stages(self.method, self.setting.geometry, stages, self.positions)
-        return total, self.setting.side(stages)
+        side = self._at(total)
+        return None if side is None else (total, side)
+
+    @property
+    def possible(self) -> bool:
+        """Whether any count that was asked for could be planned."""
+        return any(side is not None for side in self.planned.values())
+
+    def check(self) -> None:
+        """MethodError where the method cannot plan even all tokens."""
+        geometry = self.setting.geometry
+        stages = stages_at(self.method, geometry, geometry.total)
+        check_stages(self.method, geometry, stages, self.positions)
 
     def _at(self, count: int) -> Side | None:
         if count not in self.planned:
@@ -148,7 +167,7 @@ def _wished(name: str, method: Method, setting: Setting, latency: float | int) -
     except MethodError:
         return None
     most = max((one[0] for one in counts.values() if one is not None), default=None)
-    place = "" if most is None else where(stages_at(method, setting.geometry, most), setting.geometry)
+    place = None if most is None else where(stages_at(method, setting.geometry, most), setting.geometry)
     return Wished(method=name, where=place, text_aware=method.facts.text_aware, counts=counts)
 
 

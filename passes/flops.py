@@ -31,7 +31,9 @@ __all__ = [
     "kv_bytes",
     "layer_flops",
     "rows_of",
+    "text_matrices",
     "weight_parameters",
+    "whole_model",
 ]
 
 
@@ -180,6 +182,11 @@ def weight_parameters(geometry: Geometry) -> dict[str, int]:
     }
 
 
+def whole_model(parts: Mapping[str, float | int], text: TextGeometry) -> float | int:
+    """What the `parts` of a model, as in `weight_parameters`, come to where each number is held once."""
+    return sum(parts.values()) - (parts["embedding"] if text.tied else 0)
+
+
 def kv_bytes(text: TextGeometry, rows: Sequence[int], element: int = 2) -> int:
     """Bytes of keys and values of `rows` rows in each language layer, `element` bytes per number (fp16 by default)."""
     return sum(rows) * 2 * text.kv_heads * text.head_dim * element
@@ -206,9 +213,15 @@ def _connector_macs(geometry: Geometry) -> int:
     return geometry.vision.hidden * geometry.text.hidden + geometry.text.hidden**2
 
 
+def text_matrices(text: TextGeometry) -> tuple[tuple[int, int], ...]:
+    """Every matrix of a language layer: (channels that a product sums over, channels that come out)."""
+    attended, cached = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    attention = ((text.hidden, attended), (text.hidden, cached), (text.hidden, cached), (attended, text.hidden))
+    return (*attention, *((text.hidden, text.mlp),) * 2, (text.mlp, text.hidden))
+
+
 def _text_layer_weights(text: TextGeometry) -> int:
-    projections = 2 * (text.heads + text.kv_heads) * text.head_dim * text.hidden
-    return projections + 3 * text.hidden * text.mlp
+    return sum(rows * columns for rows, columns in text_matrices(text))
 
 
 def _text_layer_macs(text: TextGeometry, rows: int, context: int) -> int:

@@ -42,7 +42,8 @@ class VisionGeometry:
 
 @dataclass(frozen=True, kw_only=True)
 class TextGeometry:
-    """The language model. `head_dim` counts channels per head; `sliding_window` rows, or None for full attention."""
+    """The language model. `head_dim` counts channels per head; `sliding_window` rows, or None for full attention;
+    `tied`: the head is the embedding table."""
 
     kind: str
     hidden: int
@@ -54,6 +55,7 @@ class TextGeometry:
     vocab: int
     max_positions: int
     sliding_window: int | None
+    tied: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

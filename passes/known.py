@@ -55,7 +55,7 @@ _VICUNA_7B = TextGeometry(
 _VICUNA_13B = replace(_VICUNA_7B, hidden=5120, heads=40, kv_heads=40, mlp=13824, layers=40)
 _MISTRAL_7B = replace(_VICUNA_7B, kind="mistral", kv_heads=8, mlp=14336, max_positions=32768, sliding_window=4096)
 _QWEN_7B = replace(_VICUNA_7B, kind="qwen2", vocab=152000, max_positions=32768)
-_QWEN_05B = replace(_QWEN_7B, hidden=1024, heads=16, kv_heads=16, head_dim=64, mlp=2816, layers=24)
+_QWEN_05B = replace(_QWEN_7B, hidden=1024, heads=16, kv_heads=16, head_dim=64, mlp=2816, layers=24, tied=True)
 
 
 def _clip_l(text: TextGeometry) -> Geometry:

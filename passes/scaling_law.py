@@ -36,6 +36,8 @@ class Law:
     @property
     def sentence(self) -> str:
         """The law in words, said to be its authors'."""
+        if self.larger == 1:
+            return f"every token is left, so that the law says nothing of this plan ({SOURCE})"
         return (
             f"the tokens that are left raise the reducible error of visual reasoning {_by(self.reasoning)}, as much as "
             f"a language model {self.as_parameters:.2f} times smaller would, and of reading text {_by(self.reading)}; "

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokcarve.passes.errors import RecipeError
 from tokcarve.recipes.files import load_recipe, shipped_recipes
-from tokcarve.recipes.schema import Recipe, nearest
+from tokcarve.recipes.schema import Recipe, learns, nearest
 
 __all__ = ["RecipeFile", "all_shipped", "find_recipe"]
 
@@ -40,11 +40,14 @@ class RecipeFile:
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """What makes it: a plan, the artifact, the export."""
+        """What makes it: a plan, where one is possible, the artifact, the export."""
         board = f" --target {self.target}" if self.target is not None else ""
         named = shlex.quote(self.name)
+        plan = f"tokcarve plan --recipe {named}{board} --precision {self.precision}"
+        # a plan reads no samples, which here decide the count, the method or what a router chooses
+        decided = learns(self.recipe.method.name, self.recipe.budget.model_dump(mode="json"))
         return (
-            f"tokcarve plan --recipe {named}{board} --precision {self.precision}",
+            *(() if decided else (plan,)),
             f"tokcarve compress --recipe {named}",
             shlex.join(("tokcarve", "export", *self.export)),
         )
@@ -86,9 +89,19 @@ def _read(name: str, path: Path) -> RecipeFile:
     head = [line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#")]
     said = [line for line in head if not line.startswith(_EXPORT)]
     flags = next((line.removeprefix(_EXPORT) for line in head if line.startswith(_EXPORT)), "")
-    return RecipeFile(
-        name=name, about=said[0] if said else "", export=tuple(shlex.split(flags)), recipe=recipe, text=text
-    )
+    try:
+        words = tuple(word for one in shlex.split(flags) for word in _parted(one))
+    except ValueError as error:
+        raise RecipeError(
+            f"{path}: the comment `# {_EXPORT}{flags}` is no list of options of `tokcarve export` ({error}); give some "
+            "such as `# export: --trt --target orin`"
+        ) from None
+    return RecipeFile(name=name, about=said[0] if said else "", export=words, recipe=recipe, text=text)
+
+
+def _parted(word: str) -> list[str]:
+    """`--target=orin` as two words."""
+    return word.split("=", 1) if word.startswith("--") and "=" in word else [word]
 
 
 def _option(words: tuple[str, ...], name: str) -> str | None:

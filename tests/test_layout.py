@@ -32,3 +32,11 @@ def test_nothing_of_ours_is_imported_under_a_bare_name() -> None:
     for name in PACKAGES:
         bare = sys.modules.get(name)
         assert getattr(bare, "__file__", None) is None, f"import tokcarve.{name}: a second copy breaks isinstance"
+
+
+def test_no_merge_was_left_half_done() -> None:
+    for folder in (*PACKAGES, "docs", "tests", "benchmarks"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in {".py", ".md", ".yaml", ".json", ".html"}:
+                left = [line for line in file.read_text().splitlines() if line.startswith(("<" * 7, ">" * 7, "|" * 7))]
+                assert not left, f"{file}: {left}"

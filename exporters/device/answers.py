@@ -74,6 +74,8 @@ class BreakEven:
         if self.longest is None:
             begin = "answers of any length" if self.shortest == 1 else f"answers from {self.shortest} new tokens on"
             return f"{begin} are {PAYS:g}x faster or more"
+        if self.shortest > 1:
+            return f"answers of {self.shortest} to {self.longest} new tokens are {PAYS:g}x faster or more, no others"
         return f"break-even ({PAYS:g}x) below {self.longest + 1} new tokens"
 
 
@@ -134,7 +136,7 @@ def break_even(samples: Mapping[str, Samples]) -> BreakEven:
         return sums[1] - PAYS * sums[0]
 
     first, second, step = lead(_terms(1)), lead(_terms(2)), lead((("decode", 1),))
-    if first >= 0:
+    if first >= 0 and (second >= 0 or step <= 0):
         if second < 0:
             return BreakEven(shortest=1, longest=1)
         return BreakEven(shortest=1, longest=None if step >= 0 else 2 + floor(second / -step))

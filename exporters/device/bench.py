@@ -1,6 +1,5 @@
 """The measuring itself: every stage of both sides of a face, and whole answers, in turn."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -50,7 +49,6 @@ class Bench:
         self.rounds: dict[str, int] = {}
         self.stopped: dict[str, str] = {}
         self.shares: dict[str, float] = {"vision": 0.0, "prefill": 0.0}
-        self.load = os.getloadavg()[0]
         self.provider, self.fell_back, self._chooses = "", False, False
 
     def run(self, tick: Tick) -> None:

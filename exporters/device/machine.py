@@ -8,7 +8,12 @@ from typing import Any
 
 import onnxruntime as ort
 
-__all__ = ["Machine", "cpu_name", "this_machine"]
+__all__ = ["Machine", "cpu_name", "load_now", "this_machine"]
+
+
+def load_now() -> float:
+    """Processes that wanted to run, on average over the last minute."""
+    return os.getloadavg()[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,7 @@ class Machine:
         return asdict(self)
 
 
-def this_machine(*, provider: str, fell_back: bool, threads: int | None, dtype: str, load: float) -> Machine:
+def this_machine(provider: str, fell_back: bool, *, threads: int | None, dtype: str, load: float) -> Machine:
     """The machine this runs on, with what only the caller knows: where graphs ran, and the load beforehand."""
     return Machine(
         cpu=cpu_name(),

@@ -1,5 +1,6 @@
 """The packages that tokcarve works with: which extra brings each, which version is wanted, and which is here."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import re
@@ -17,6 +18,8 @@ _MODULES = {
     "pillow": "PIL",
     "pyyaml": "yaml",
 }
+# other distributions of the same module: of ONNX Runtime on a CPU alone, and for the GPU of a board
+_OTHERS = {"onnxruntime-gpu": ("onnxruntime",), "onnxruntime-genai-cuda": ("onnxruntime-genai",)}
 _EXTRA = re.compile(r"extra == '(\w+)'")
 
 
@@ -75,12 +78,16 @@ def _for_this_system(marker: str) -> bool:
 
 
 def _version(name: str) -> str | None:
-    """The version of a package that is installed and whose module Python finds, else None."""
+    """The version of a package whose module Python finds, by whichever distribution brings it; None without one."""
     try:
-        found = importlib.util.find_spec(_MODULES.get(name, name.replace("-", "_")))
-        return importlib.metadata.version(name) if found is not None else None
-    except (importlib.metadata.PackageNotFoundError, ModuleNotFoundError):
+        if importlib.util.find_spec(_MODULES.get(name, name.replace("-", "_"))) is None:
+            return None
+    except ModuleNotFoundError:
         return None
+    for one in (name, *_OTHERS.get(name, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(one)
+    return None
 
 
 def _number(version: str) -> tuple[int, ...]:

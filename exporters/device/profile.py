@@ -15,7 +15,7 @@ from tokcarve.exporters.device.balance import measure_balance
 from tokcarve.exporters.device.bench import Bench, Tick
 from tokcarve.exporters.device.clocks import Watch
 from tokcarve.exporters.device.face import ExportRecord, Side
-from tokcarve.exporters.device.machine import this_machine
+from tokcarve.exporters.device.machine import load_now, this_machine
 from tokcarve.exporters.device.memory import Memory, fit, measure_memory
 from tokcarve.exporters.device.profile_record import Profile
 from tokcarve.exporters.device.rounds import Effort, Samples, ratios
@@ -38,13 +38,16 @@ def profile(
     answers: Sequence[int] | None = None,
     threads: int | None = None,
     tick: Tick | None = None,
+    load: float | None = None,
 ) -> Profile:
     """Measures the `ort` face of `artifact`, which was carved by `schedule`; of a set one budget, else the largest.
 
     `effort` is how long, by default until the intervals are within 3 %; `answers` the lengths of whole answers, by
-    default 1, 16 and 64 tokens as far as the export holds them; `tick` is called after every round. Raises ExportError
-    for numbers out of range or graphs that do not run, ArtifactError for a face that was changed.
+    default 1, 16 and 64 tokens as far as the export holds them; `tick` is called after every round; `load` is the
+    machine's before any work of this program, read here unless told. Raises ExportError for numbers out of range or
+    graphs that do not run, ArtifactError for a face that was changed.
     """
+    load = load_now() if load is None else load
     record = (face := open_face(artifact, threads)).record
     effort, lengths = (effort or Effort()).checked(), check_answers(answers, record.max_new)
     sides = (record.side(False, budget), record.baseline)
@@ -56,14 +59,11 @@ def profile(
     bench, watch = _measure(Bench(face, effort=effort, answers=(1, *lengths), together=fit(memory), budget=budget), say)
     rows = tuple(_rows(record, schedule, side) for side in sides)
     flops = tuple(_flops(record, one, side) for one, side in zip(rows, sides, strict=True))
-    machine = this_machine(
-        provider=bench.provider, fell_back=bench.fell_back, threads=threads, dtype=record.dtype, load=bench.load
-    )
     return Profile(
         artifact=artifact,
         face=record,
         side=sides[0],
-        machine=machine,
+        machine=this_machine(bench.provider, bench.fell_back, threads=threads, dtype=record.dtype, load=load),
         balance=balance,
         clocks=watch.record(),
         effort=effort,

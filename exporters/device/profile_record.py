@@ -2,7 +2,8 @@
 
 `Profile.record()` is the JSON of `tokcarve profile --json`; pairs are {pruned, unpruned}:
 
-    format 1, artifact, batch, max_text, max_new (the longest answer measured), warm_up, repeats (null: until tight),
+    format 1, artifact, made_of (digests of artifact and export), batch, max_text, max_new (the longest answer
+        measured), warm_up, repeats (null: until tight),
         tolerance, together (whether stages and answers were measured in the same rounds), tokens that enter the
         language model, tokens_mean over its layers,
     machine {cpu, cores, load, threads, provider, fell_back, onnxruntime, dtype},
@@ -45,6 +46,7 @@ __all__ = ["Profile"]
 _SIDES = ("pruned", "unpruned")
 _PARTS = ("encoder", "connector", "prefill", "decode")
 _MEMORY = ("peak_mib", "start_mib", "device_mib")
+_ANSWERS = ("first_token", "end_to_end")
 _WAITED = ("encoder", "prefill", "decode", "first_token", "end_to_end")
 
 
@@ -87,7 +89,8 @@ class Profile:
         """Stages whose intervals stayed wider than asked for; of a given number of rounds nothing was asked."""
         if self.effort.repeats is not None:
             return ()
-        return tuple(name for name in _WAITED if not self.stages[name].tight(self.effort.tolerance))
+        waited = _WAITED if self.together else tuple(name for name in _WAITED if name not in _ANSWERS)
+        return tuple(name for name in waited if not self.stages[name].tight(self.effort.tolerance))
 
     @property
     def verdict(self) -> str:
@@ -107,7 +110,7 @@ class Profile:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Whatever is slower than unpruned, and what makes these figures doubtful."""
-        return warnings(self.stages, self.answers, self.machine, self.loose)
+        return warnings(self.stages, self.answers, self.machine, self.loose, together=self.together)
 
     def record(self) -> dict[str, Any]:
         """These figures as JSON; the head of this file says what is where."""
@@ -117,6 +120,7 @@ class Profile:
         return {
             "format": 1,
             "artifact": str(self.artifact),
+            "made_of": {"artifact": self.face.artifact, "export": self.face.digest},
             "batch": self.face.batch,
             "max_text": self.face.max_text,
             "max_new": self.max_new,

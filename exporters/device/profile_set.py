@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tokcarve.exporters.device.face import ROUTER
+from tokcarve.exporters.device.machine import load_now
 from tokcarve.exporters.device.profile import Profile, Tick, profile
 from tokcarve.exporters.device.rounds import Effort
 from tokcarve.exporters.device.session import open_face
@@ -78,11 +79,12 @@ def profile_set(
     answers: Sequence[int] | None = None,
     threads: int | None = None,
     tick: Tick | None = None,
+    load: float | None = None,
 ) -> SetProfile:
     """Measures every budget of a set as `profile` does, and the router; raises as `profile`."""
     assert manifest.router is not None
     say: Tick = tick or (lambda what, done, total: None)
-    effort = effort or Effort()
+    effort, load = effort or Effort(), load_now() if load is None else load
     made = {
         tokens: profile(
             artifact,
@@ -92,6 +94,7 @@ def profile_set(
             answers=answers,
             threads=threads,
             tick=partial(_named, say, tokens),
+            load=load,
         )
         for tokens in manifest.counts
     }

@@ -18,13 +18,15 @@ from tokcarve.exporters.device.face import FOLDER as GRAPHS
 from tokcarve.exporters.device.pipeline import Ids
 from tokcarve.exporters.evaluation.files import FOLDER, RECORD
 from tokcarve.passes.errors import ArtifactError, ExportError, TokcarveError
-from tokcarve.passes.flops import conventions, count_flops, rows_of
+from tokcarve.passes.flops import conventions, count_flops, decode_flops, rows_of
 from tokcarve.recipes.artifact import Artifact, read_artifact
 
 __all__ = ["EVALUATION", "PROFILE", "Comparison", "Entry", "Overlap", "compare_artifacts"]
 
 EVALUATION, PROFILE = Path(FOLDER) / RECORD, Path("profile.json")
 """Where an artifact has what `eval` and `profile` leave there unless told otherwise."""
+_DEPENDS = {"profile": ("machine", "batch", "max_text", "max_new"), "evaluation": ("data", "runtime", "max_new")}
+"""What figures depend on beside the artifact, as the saved records call it."""
 _TEXT = 64
 _SCENES = 4
 
@@ -50,9 +52,10 @@ class Entry:
         """FLOPs by part beside 64 rows of text, and the prefill by every convention."""
         manifest = self.artifact.manifest
         rows = rows_of(manifest.geometry, manifest.schedule, _TEXT)
-        return asdict(count_flops(manifest.geometry, rows)) | {
-            "conventions": dict(conventions(manifest.geometry, rows))
-        }
+        # layers before a cut inside the language model go on reading what was dropped behind it
+        decode = decode_flops(manifest.geometry.text, [visual + _TEXT for visual in manifest.kv_rows])
+        counted = asdict(count_flops(manifest.geometry, rows)) | {"decode": decode}
+        return counted | {"conventions": dict(conventions(manifest.geometry, rows))}
 
     @property
     def files(self) -> dict[str, int] | None:
@@ -150,7 +153,7 @@ def _entry(directory: Path) -> Entry:
 
 def _saved(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -158,6 +161,10 @@ def _saved(path: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ArtifactError(f"{path} holds no JSON object; write it again, or remove it")
     return found
+
+
+def _no_number(said: str) -> Any:
+    raise ValueError(f"{said} is no number")
 
 
 def _different(entries: tuple[Entry, Entry]) -> str | None:
@@ -175,17 +182,36 @@ def _unlike(entries: tuple[Entry, Entry]) -> list[str]:
     found, (one, other) = [], entries
     if one.export is not None and other.export is not None and one.export.precision != other.export.precision:
         found.append(f"the exports compute in {one.export.precision} and {other.export.precision}")
-    for name, key in (("profile", "machine"), ("evaluation", "data")):
+    for name, keys in _DEPENDS.items():
         kept = [getattr(entry, name) for entry in entries]
-        if None not in kept and _facts(kept[0], key) != _facts(kept[1], key):
-            found.append(f"the saved {name}s differ in their {key}")
+        if None not in kept:
+            unlike = [key for key in keys if _facts(kept[0], key) != _facts(kept[1], key)]
+            found += [f"the saved {name}s differ in their {' and '.join(unlike)}"] if unlike else []
+    return found + [said for entry in entries for said in _stale(entry)]
+
+
+def _stale(entry: Entry) -> list[str]:
+    """Which saved results are of something else than the artifact as it is now; those that do not say are believed."""
+    digests = {"artifact": entry.artifact.manifest.digest, "export": entry.export.digest if entry.export else None}
+    found = []
+    for name in _DEPENDS:
+        made_of = (getattr(entry, name) or {}).get("made_of")
+        kept = made_of if isinstance(made_of, dict) else {}
+        other = [what for what, digest in kept.items() if digest is not None and digest != digests.get(what)]
+        if other:
+            again = "eval" if name == "evaluation" else name
+            found.append(
+                f"the saved {name} of {entry.artifact.directory} is of another {other[0]}; run `tokcarve {again}` again"
+            )
     return found
 
 
 def _facts(record: dict[str, Any], key: str) -> Any:
     facts = record.get(key)
-    # the load of a machine is another every time
-    return {name: one for name, one in facts.items() if name != "load"} if isinstance(facts, dict) else facts
+    if not isinstance(facts, dict):
+        return facts
+    # the load of a machine is another every time, and the same questions may lie in another place
+    return {name: one for name, one in facts.items() if name not in ("load", "source")}
 
 
 def _overlap(entries: tuple[Entry, Entry]) -> Overlap:

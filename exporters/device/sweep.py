@@ -25,7 +25,7 @@ from tokcarve.exporters.device.timing import Distribution, distribution
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.flops import count_flops, rows_of
 
-__all__ = ["Batch", "Point", "Staircase", "counts_around", "sweep_batches", "sweep_tokens"]
+__all__ = ["Batch", "Point", "Staircase", "counts_around", "others_of", "sweep_batches", "sweep_tokens"]
 
 _TILE, _BELOW, _ABOVE = 8, 1, (1, 2, 3, 4, 6, 8)
 _STEEP = 2.0
@@ -138,14 +138,20 @@ def counts_around(wish: int, total: int) -> tuple[int, ...]:
     return tuple(count for count in places if 1 <= count <= total)
 
 
-def sweep_tokens(face: Face, wish: int, counts: Sequence[int], effort: Effort, tick: Tick) -> Staircase:
-    """Measures the prefill of the whole model at `wish` tokens and at every one of `counts`, in pairs, which share the
-    time of `effort`; raises ExportError where there is no count but the wish."""
+def others_of(counts: Sequence[int], wish: int) -> list[int]:
+    """What to measure beside the wish, rising; ExportError where there is nothing."""
     others = [count for count in sorted(set(counts)) if count != wish]
     if not others:
         raise ExportError(
             f"there is nothing to compare {wish} tokens with; name other counts, as {wish},{wish + _TILE}"
         )
+    return others
+
+
+def sweep_tokens(face: Face, wish: int, counts: Sequence[int], effort: Effort, tick: Tick) -> Staircase:
+    """Measures the prefill of the whole model at `wish` tokens and at every one of `counts`, in pairs, which share the
+    time of `effort`; raises ExportError where there is no count but the wish."""
+    others = others_of(counts, wish)
     each = replace(effort, seconds=effort.seconds / len(others))
     points = list[Point]()
     for done, count in enumerate(others):

@@ -84,7 +84,7 @@ def verdict(stages: Mapping[str, Stage], max_new: int, decode_share: float, pays
 
 
 def warnings(
-    stages: Mapping[str, Stage], answers: Sequence[Answer], machine: Machine, loose: Sequence[str]
+    stages: Mapping[str, Stage], answers: Sequence[Answer], machine: Machine, loose: Sequence[str], *, together: bool
 ) -> tuple[str, ...]:
     """A sentence for every stage that is slower than unpruned, for answers that are not the sum of their stages, and
     for what makes the figures doubtful; `loose` names the stages whose intervals stayed too wide."""
@@ -106,6 +106,11 @@ def warnings(
         said.append(
             f"the intervals of {names} are still wider than asked: the machine was not quiet, or the time was up; "
             "measure longer (--seconds), or take their ends for what is known"
+        )
+    if not together:
+        said.append(
+            "both sides do not fit into memory together, so whole answers were measured a few times alone, with graphs "
+            "loaded in between, and have no interval"
         )
     if machine.fell_back:
         said.append(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from tokcarve.recipes.journal import LineJournal, differences, read_journal
 
 __all__ = ["MAX_NEW", "Evaluation", "evaluate"]
 
+_SPOKEN = {"": ("tokcarve", "pillow", "tokenizers"), "ort": ("onnxruntime",), "torch": ("torch", "transformers")}
+"""What answers depend on, in every runtime and in each."""
 MAX_NEW = 16
 """Most tokens of an answer, unless told: answers that are scored are a word or a few."""
 
@@ -105,7 +108,7 @@ def evaluate(
     with _kept(journal):
         passed, answers = _answered(interview, cast, opens)
     sides = [_side(interview, role, asked, answers[role.name]) for role in cast.roles]
-    about = {**_about(found), "runtime": runtime, "max_new": most, "seed": seed}
+    about = {**_about(opened), "runtime": runtime, "max_new": most, "seed": seed}
     fields = evaluation_record(about, asked, passed, sides, (*_assumed(found), *begun, *cast.notes))
     made = Evaluation(fields=fields, questions=asked.questions, answers=answers)
     if out is not None:
@@ -158,9 +161,11 @@ def _answered(
     return opened, {whole.name: [full], **{role.name: interview.others(role) for role in others}}
 
 
-def _about(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest
-    return {"artifact": str(artifact.directory), "model": manifest.model.name, "method": manifest.method.name}
+def _about(opened: Opened) -> dict[str, Any]:
+    artifact, manifest = opened.artifact, opened.artifact.manifest
+    made_of = {"artifact": manifest.digest, "export": None if opened.face is None else opened.face.record.digest}
+    named = {"artifact": str(artifact.directory), "model": manifest.model.name, "method": manifest.method.name}
+    return {**named, "made_of": made_of}
 
 
 def _assumed(artifact: Artifact) -> list[str]:
@@ -192,18 +197,23 @@ def _facts(opened: Opened, cast: Cast, wish: Wish) -> dict[str, Any]:
     artifact, runtime = opened.artifact, opened.runtime
     export = artifact.directory / EXPORT / RECORD
     exported = hashlib.sha256(export.read_bytes()).hexdigest() if runtime == "ort" else None
-    spoken = ["tokcarve", *sorted({"torch" for role in cast.roles if role.runtime == "torch"})]
+    runtimes = {role.runtime for role in cast.roles}
+    spoken = [name for kind, names in _SPOKEN.items() if kind == "" or kind in runtimes for name in names]
     sides = [[role.name, role.runtime, role.tokens, len(role.runs), role.source] for role in cast.roles]
-    routed = {} if wish.mean_tokens is None else {"mean": wish.mean_tokens}
     return {
         "artifact": artifact.manifest.digest,
         "export": exported,
         "runtime": runtime,
         "sides": json.dumps(sides),
-        "versions": " ".join(f"{name} {version(name)}" for name in spoken),
+        "versions": " ".join(f"{name} {_version(name)}" for name in spoken),
         "budget": wish.tokens,
-        **routed,
+        "mean": wish.mean_tokens,
     }
+
+
+def _version(name: str) -> str:
+    """Of ONNX Runtime, which several distributions bring, what it says itself."""
+    return str(import_module(name).__version__) if name == "onnxruntime" else version(name)
 
 
 def _journal(out: Path | None, facts: dict[str, Any]) -> tuple[LineJournal, tuple[str, ...]]:

@@ -6,6 +6,7 @@ Imports torch, because lmms-eval does.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ class TokcarveModel(lmms):  # type: ignore[misc]
         while len(found) < len(asked):
             start = len(found)
             most = asked[start][1]
-            chunk = [one for one, limit, _ in asked[start : start + self.speaker.batch] if limit == most]
+            _, alike = next(groupby(asked[start : start + self.speaker.batch], key=lambda one: one[1]))
+            chunk = [one for one, _, _ in alike]
             for (_, _, until), spoken in zip(asked[start:], self.speaker.free(chunk, most), strict=False):
                 found.append(_cut(self.preparer.text(spoken.tokens), until))
         return found

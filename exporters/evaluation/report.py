@@ -43,7 +43,10 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
         counts.append(("chosen", *(_chosen(one.get("shares", {})) for one in sides.values())))
     if any(one["runs"] > 1 for one in sides.values()):
         counts.append(("runs", *(str(one["runs"]) for one in sides.values())))
-    nats = [(title, *(f"{one[key]:.4f}" for one in sides.values())) for key, title in _NATS.items()]
+    nats = [
+        (title, *("" if one[key] is None else f"{one[key]:.4f}" for one in sides.values()))
+        for key, title in _NATS.items()
+    ]
     parts = {"scores, percent (KL: nats per token)": [*counts, *_shares(sides, _SCORES), *nats]}
     parts["score by family, percent"] = _shares(sides, {one: one for one in first["families"]}, "families")
     if first["pope"]:

@@ -25,7 +25,7 @@ from tokcarve.passes.budget import count_for_tokens
 from tokcarve.passes.checkpoint import Checkpoint, resolve, weights_identity
 from tokcarve.passes.errors import BudgetError, MethodError, RecipeError, SampleError
 from tokcarve.passes.families.load import read_config
-from tokcarve.passes.flops import weight_parameters
+from tokcarve.passes.flops import weight_parameters, whole_model
 from tokcarve.passes.geometry import Geometry
 from tokcarve.recipes.calibration.bench import bench_of
 from tokcarve.recipes.calibration.pool import Runner, pool_of
@@ -231,7 +231,7 @@ def _about(
 ) -> dict[str, Any]:
     from tokcarve.exporters.device.machine import cpu_name
 
-    parameters = sum(weight_parameters(geometry).values())
+    parameters = whole_model(weight_parameters(geometry), geometry.text)
     return {
         "model": model,
         "revision": checkpoint.revision,

@@ -19,6 +19,10 @@ __all__ = ["FILES", "write_report"]
 FILES = ("report.html", "pareto.svg", "pareto.png", "sweep.json")
 
 
+_SAMPLES = {"--samples": "--samples", "--sample-count": "--limit", "--steps": "--steps"}
+"""Options of `sweep` about samples, and what `compress` calls them."""
+
+
 def write_report(made: Sweep, processor: ImageProcessor, out: Path, command: Sequence[str]) -> None:
     """Writes FILES to `out`, which exists; `command` is what repeats the sweep."""
     layout = lay_out(made.rows)
@@ -85,21 +89,19 @@ def _commands(made: Sweep, command: Sequence[str]) -> list[str]:
     """The sweep again, and every point of the front on its own."""
     limit = [] if made.about["limit"] is None else ["--limit", str(made.about["limit"])]
     data = [] if made.about["data"] is None else ["--data", made.about["data"]]
+    samples = [word for flag, as_flag in _SAMPLES.items() for word in _given(command, flag, as_flag)]
+    gate = [flag for flag in ("--no-gate",) if flag in command]
     lines = [shlex.join(command)]
     for row in made.rows[1:]:
         if row.front:
             name = f"{row.method}-{row.tokens}"
-            model = [
-                "tokcarve",
-                "compress",
-                made.model,
-                "--method",
-                row.method,
-                "--tokens",
-                str(row.tokens),
-                "-o",
-                name,
-            ]
-            lines.append(shlex.join(model))
-            lines.append(shlex.join(["tokcarve", "eval", name, "--runtime", "torch", *limit, *data]))
+            point = ["--method", row.method, "--tokens", str(row.tokens)]
+            own = [] if row.is_control else samples
+            lines.append(shlex.join(["tokcarve", "compress", made.model, *point, *own, "-o", name]))
+            lines.append(shlex.join(["tokcarve", "eval", name, "--runtime", "torch", *limit, *data, *gate]))
     return lines
+
+
+def _given(command: Sequence[str], flag: str, as_flag: str) -> list[str]:
+    """An option of the sweep as `compress` calls it; nothing where it was not given."""
+    return [as_flag, command[command.index(flag) + 1]] if flag in command else []

@@ -45,7 +45,7 @@ class Row:
     score: float
     macro: float | None
     loyalty: float
-    kl: float
+    kl: float | None
     families: Mapping[str, float | None]
     against_unpruned: Interval
     control: str | None
@@ -105,7 +105,7 @@ def rows_of_points(
                 score=float(mine["score"] or 0),
                 macro=mine["macro"],
                 loyalty=float(mine["loyalty"] or 0),
-                kl=float(mine["kl"] or 0),
+                kl=None if mine["kl"] is None else float(mine["kl"]),
                 families={
                     name.removeprefix("family "): one for name, one in mine.items() if name.startswith("family ")
                 },

@@ -34,7 +34,7 @@ def geometry(config: Any) -> Geometry:
     vision = _vision(config)
     return Geometry(
         vision=vision,
-        text=_text(config.text_config),
+        text=_text(config.text_config, tied=bool(config.tie_word_embeddings)),
         total=vision.grid[0] * vision.grid[1],
         image_token_id=config.image_token_id,
         eos_token_ids=_ids(config.text_config.eos_token_id),
@@ -93,7 +93,7 @@ def _layers_used(config: Any, prefix: int) -> int:
     return used
 
 
-def _text(text: Any) -> TextGeometry:
+def _text(text: Any, *, tied: bool) -> TextGeometry:
     if text.model_type not in TEXTS:
         raise ModelError(
             f"language model {text.model_type!r} (config.json, 'text_config') has no adapter; supported: "
@@ -117,6 +117,7 @@ def _text(text: Any) -> TextGeometry:
         vocab=text.vocab_size,
         max_positions=text.max_position_embeddings,
         sliding_window=_window(text),
+        tied=tied,
     )
 
 

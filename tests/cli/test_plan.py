@@ -138,6 +138,11 @@ def test_only_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--recipe", "tiny-fastv-64", "--tokens", "8"), "--tokens was given together with --recipe"),
         (("tiny", "--latency", "9"), "--latency 9 is about a board, and no --target was named"),
         (("tiny", "--latency", "-1", "--target", "orin"), "--latency -1 is no time"),
+        (("tiny", "--latency", "inf", "--target", "orin"), "--latency inf is no time"),
+        (("tiny", "--latency", "9", "--target", "rtx"), "give --target orin, orin-nx, orin-nano, thor"),
+        (("tiny", "--latency", "9", "--target", "orin", "--param", "layer=5"), "--param is about one method"),
+        (("tiny", "--latency", "9", "--target", "orin", "--positions", "original"), "--positions is about one method"),
+        (("tiny", "--latency", "9", "--target", "orin", "--of-peak", "1e-9"), "--of-peak 1e-09 is no share"),
         (("llava-1.5-7b", "--method", "fastv", "--latency", "1", "--target", "orin"), "cannot be met by fastv"),
     ],
 )

@@ -1,10 +1,13 @@
 """Layers that are traced once and repeated give the graph that tracing all of them gives, node by node."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from models import build
@@ -132,6 +135,45 @@ def test_what_differs_in_more_than_weights_is_no_repetition(
     finally:
         setattr(part, attribute, before)
     assert len(traced) == 2
+
+
+def changed(layer: Any, what: str) -> None:
+    """Another computation, where torch shows nothing of it in weights or settings."""
+    mlp = layer.mlp
+    if what == "hook":
+        mlp.register_forward_hook(lambda module, inputs, output: output * 2)
+    elif what == "forward":
+        mlp.forward = lambda rows, own=mlp.forward: own(rows) * 2
+    else:
+        layer._twice = True
+        kind = type(mlp)
+        mlp.__class__ = type("Doubling", (kind,), {"forward": lambda self, rows: 2 * kind.forward(self, rows)})
+
+
+@pytest.mark.parametrize("what", ["hook", "forward", "class"])
+def test_what_torch_hides_makes_another_kind(what: str, traced: list[nn.Module]) -> None:
+    model = copy.deepcopy(build("llama", seed=6, **LAYERS))
+    blocks = families.capture(model).parts.vision_blocks[:2]
+    changed(blocks[1].layer, what)
+    two, rows = nn.Sequential(*blocks), torch.rand(1, 5, 32)
+    made = lower(two, (rows,), input_names=["x"], output_names=["y"])
+    assert len(traced) == 2
+    session = onnxruntime.InferenceSession(ir.to_proto(made).SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(None, {"x": rows.numpy()})[0], two(rows), atol=1e-5)
+
+
+def test_a_weight_with_two_names_is_each_layers_own(traced: list[nn.Module]) -> None:
+    model = copy.deepcopy(build("llama", seed=6, **LAYERS))
+    blocks = families.capture(model).parts.vision_blocks[:2]
+    for block in blocks:
+        block.layer.self_attn.v_proj.weight = block.layer.self_attn.k_proj.weight
+    two, rows = nn.Sequential(*blocks), torch.rand(1, 5, 32)
+    made = lower(two, (rows,), input_names=["x"], output_names=["y"])
+    assert len(traced) == 1
+    session = onnxruntime.InferenceSession(ir.to_proto(made).SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(None, {"x": rows.numpy()})[0], two(rows), atol=1e-5)
 
 
 def test_a_block_that_runs_twice(traced: list[nn.Module]) -> None:

@@ -8,7 +8,7 @@ from tokcarve.exporters.device.boards import BOARDS
 from tokcarve.exporters.device.speeds import MODULES, Module, modules_of
 from tokcarve.exporters.engines import build_peak, engine_bytes, room, weight_bytes
 from tokcarve.exporters.roofline import Times, least_times
-from tokcarve.passes.flops import Rows, count_flops, kv_bytes, rows_of, weight_parameters
+from tokcarve.passes.flops import Rows, count_flops, kv_bytes, rows_of, weight_parameters, whole_model
 from tokcarve.passes.geometry import Geometry, TextGeometry, VisionGeometry
 from tokcarve.passes.known import KNOWN
 
@@ -83,11 +83,27 @@ def test_weights_by_precision() -> None:
     sizes = {name: weight_bytes(llava, name) for name in ("fp32", "fp16", "int8", "int4")}
     layers = weight_parameters(llava)["language"]
     assert sizes["fp32"]["language"] == 4 * layers and sizes["fp16"]["language"] == 2 * layers
-    assert sizes["int8"]["language"] == layers
+    # a float16 scale per column: q, k, v, o and down make 4096 of them, gate and up 11008
+    assert sizes["int8"]["language"] == layers + 32 * 2 * (5 * 4096 + 2 * 11008)
     # blocks of 128 with a float16 scale each
     assert sizes["int4"]["language"] == pytest.approx(layers * (0.5 + 2 / 128))
     for part in ("encoder", "connector", "embedding", "head"):
         assert sizes["int4"][part] == sizes["int8"][part] == sizes["fp16"][part]
+
+
+def test_a_matrix_without_whole_blocks_stays_float16() -> None:
+    # of tiny's 128 x 344 layers: 4 x 128 x 128 and 2 x 128 x 344 in 4 bits with a scale per column, 344 x 128 in 16
+    layer = 4 * (128 * 64 + 2 * 128) + 2 * (344 * 64 + 2 * 344) + 2 * 344 * 128
+    assert weight_bytes(KNOWN["tiny"], "int4")["language"] == 6 * layer
+
+
+def test_a_tied_head_is_held_once() -> None:
+    qwen = KNOWN["llava-interleave-qwen-0.5b"]
+    parts = weight_parameters(qwen)
+    assert qwen.text.tied and parts["head"] == parts["embedding"] > 0
+    assert whole_model(parts, qwen.text) == sum(parts.values()) - parts["embedding"]
+    llava = KNOWN["llava-1.5-7b"]
+    assert whole_model(weight_parameters(llava), llava.text) == sum(weight_parameters(llava).values())
 
 
 def test_engines_have_copies_and_builders_hold_four() -> None:

@@ -85,6 +85,21 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert bare.commands[-1] == "tokcarve export"
 
 
+def test_options_at_the_head_of_a_file(tmp_path: Path) -> None:
+    rest = "model: tiny\nmethod: {name: fastv}\nbudget: {tokens: 64}\n"
+    (tmp_path / "equals.yaml").write_text(f"# export: --target=thor\n{rest}")
+    assert find_recipe(str(tmp_path / "equals.yaml")).target == "thor"
+    (tmp_path / "broken.yaml").write_text(f"# export: don't forget the board\n{rest}")
+    with pytest.raises(RecipeError, match="is no list of options of `tokcarve export`"):
+        find_recipe(str(tmp_path / "broken.yaml"))
+
+
+def test_what_samples_decide_has_no_plan(tmp_path: Path) -> None:
+    (tmp_path / "set.yaml").write_text("model: tiny\nmethod: {name: vtc_cls}\nbudget: {tokens: [64, 128]}\n")
+    commands = find_recipe(str(tmp_path / "set.yaml")).commands
+    assert [command.split()[1] for command in commands] == ["compress", "export"]
+
+
 def test_names_that_are_none(tmp_path: Path) -> None:
     with contextlib.chdir(tmp_path):
         with pytest.raises(RecipeError, match="no recipe 'orin_7b_fastv_192' is shipped, did you mean 'orin-7b-fastv"):

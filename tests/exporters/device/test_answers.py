@@ -42,6 +42,8 @@ def test_what_does_not_add_up_is_told() -> None:
         ((20, 100), (20, 20), BreakEven(shortest=1, longest=39), "break-even (1.1x) below 40 new tokens"),
         ((20, 100), (10, 12), BreakEven(shortest=1, longest=None), "answers of any length are 1.1x faster or more"),
         ((20, 20), (10, 10), BreakEven(shortest=None, longest=None), "no answer is 1.1x faster, however short or long"),
+        # ahead at the first token, behind at the second for its cache, ahead again as steps go on
+        ((20, 24), (10, 12), BreakEven(shortest=1, longest=None), "answers of any length are 1.1x faster or more"),
         # behind by 2.3 at the second token; every step gains 2 - 1.1
         ((20, 20), (1, 2), BreakEven(shortest=5, longest=None), "answers from 5 new tokens on are 1.1x faster or more"),
     ],

@@ -1,6 +1,7 @@
 """What the machine can do: that the model written by hand is the one meant, and that its figures are figures."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -45,3 +46,19 @@ def test_balance_by_hand() -> None:
         "gflops_per_second": pytest.approx(20), "gib_per_second": pytest.approx(4),
         "flops_per_byte": one.flops_per_byte,
     }  # fmt: skip
+
+
+def test_more_rows_are_tried_while_they_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def spent(run: Any) -> float:
+        (given,) = (cell.cell_contents for cell in run.__closure__ if isinstance(cell.cell_contents, np.ndarray))
+        seen.append(len(given))
+        # twice the rows in the same time, up to 256; from there on in twice the time
+        return max(1.0, len(given) / 256)
+
+    monkeypatch.setattr(balance, "_best", spent)
+    write_toy(tmp_path)
+    found = balance._measured.__wrapped__("float32", 1, open_face(tmp_path, threads=1).providers)
+    assert seen == [64, 128, 256, 512, 1]
+    assert found.flops == 8 * 2 * 256 * 2048**2

@@ -196,3 +196,14 @@ def test_the_table_names_what_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     text = said("doctor")
     for words in ("CPUExecutionProvider", "reachable", "No module named 'tensorrt'", "compress", "9.0 GiB free"):
         assert words in text
+
+
+def test_another_distribution_of_onnx_runtime_is_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "onnxruntime-gpu":
+            raise packages.importlib.metadata.PackageNotFoundError(name)
+        return "99.9"
+
+    monkeypatch.setattr(packages.importlib.metadata, "version", version)
+    found = {one.name: one for one in known_packages()}
+    assert found["onnxruntime-gpu"].works and found["onnxruntime-gpu"].found == "99.9"

@@ -14,7 +14,7 @@ from tokcarve.exporters.device import side_by_side
 from tokcarve.exporters.device.side_by_side import Overlap, compare_artifacts
 from tokcarve.passes.checkpoint import WeightsIdentity
 from tokcarve.passes.errors import ArtifactError
-from tokcarve.passes.flops import count_flops, rows_of
+from tokcarve.passes.flops import count_flops, decode_flops, rows_of
 from tokcarve.recipes.artifact import read_artifact
 from tokcarve.recipes.manifest import seal
 
@@ -107,6 +107,31 @@ def test_saved_results_are_told_and_what_makes_them_unlike(pair: tuple[Path, Pat
     assert found.warnings == ("the saved evaluations differ in their data",)
     text = said("compare", *pair)
     assert "encoder ms" in text and "12.5" in text and "75.0%" in text and "87.5%" in text
+
+
+def test_what_figures_depend_on_is_told(pair: tuple[Path, Path]) -> None:
+    digest = read_artifact(pair[0]).manifest.digest
+    for place, batch, source in zip(pair, (1, 4), ("a.jsonl", "b.jsonl"), strict=True):
+        profile = {"machine": {"cores": 2}, "batch": batch, "made_of": {"artifact": digest, "export": None}}
+        (place / "profile.json").write_text(json.dumps(profile))
+        (place / "evaluation").mkdir()
+        record = {"data": {"sha256": "a", "source": source}, "runtime": "ort", "max_new": 16, "sides": {}}
+        (place / "evaluation" / "evaluation.json").write_text(json.dumps(record))
+    first, second = compare_artifacts(*pair).warnings
+    assert first == "the saved profiles differ in their batch"
+    assert second == f"the saved profile of {pair[1]} is of another artifact; run `tokcarve profile` again"
+
+
+def test_numbers_that_are_none_are_refused(pair: tuple[Path, Path]) -> None:
+    (pair[0] / "profile.json").write_text('{"batch": NaN}')
+    with pytest.raises(ArtifactError, match="NaN is no number"):
+        compare_artifacts(*pair)
+
+
+def test_decoding_reads_what_every_layer_stores(pair: tuple[Path, Path]) -> None:
+    entry = compare_artifacts(*pair).entries[0]
+    manifest = entry.artifact.manifest
+    assert entry.flops["decode"] == decode_flops(manifest.geometry.text, [rows + 64 for rows in manifest.kv_rows])
 
 
 def test_saved_results_that_are_none(pair: tuple[Path, Path]) -> None:

@@ -68,20 +68,20 @@ def test_verdict_does_not_blame_decode_for_short_answers() -> None:
 
 def test_slower_stages_are_warned_about_and_noise_is_not() -> None:
     good = [answer(1, 1.0, 1.04)]
-    assert warnings(STAGES, good, MACHINE, ()) == ()
-    slow = warnings({**STAGES, "encoder": stage(12, 10), "decode": stage(20.4, 20)}, good, MACHINE, ())
+    assert warnings(STAGES, good, MACHINE, (), together=True) == ()
+    slow = warnings({**STAGES, "encoder": stage(12, 10), "decode": stage(20.4, 20)}, good, MACHINE, (), together=True)
     assert slow == ("encoder is slower than unpruned: 12.00 against 10.00 ms (0.83x)",)
     lucky = replace(stage(12, 10), pruned=replace(steady(12), least=9.0))
-    assert warnings({**STAGES, "encoder": lucky}, good, MACHINE, ()) == ()
+    assert warnings({**STAGES, "encoder": lucky}, good, MACHINE, (), together=True) == ()
 
 
 def test_answers_that_do_not_add_up_are_warned_about_once() -> None:
-    (said,) = warnings(STAGES, [answer(1, 1.0, 1.06), answer(16, 0.9, 1.0)], MACHINE, ())
+    (said,) = warnings(STAGES, [answer(1, 1.0, 1.06), answer(16, 0.9, 1.0)], MACHINE, (), together=True)
     assert said.startswith("pruned answers of 16 new tokens take 0.90 times what their stages take alone (more than 5%")
 
 
 def test_wide_intervals_are_named() -> None:
-    (said,) = warnings(STAGES, [answer(1, 1.0, 1.0)], MACHINE, ("prefill", "decode"))
+    (said,) = warnings(STAGES, [answer(1, 1.0, 1.0)], MACHINE, ("prefill", "decode"), together=True)
     assert said.startswith("the intervals of prefill, decode are still wider than asked")
     assert STAGES["prefill"].tight(0.03)
     wide = replace(STAGES["prefill"], ratio=replace(steady(2.4), interval=Interval(low=2.2, high=2.6)))
@@ -90,12 +90,12 @@ def test_wide_intervals_are_named() -> None:
 
 
 def test_a_gpu_that_did_not_start_is_mentioned() -> None:
-    (said,) = warnings(STAGES, [answer(1, 1.0, 1.0)], replace(MACHINE, fell_back=True), ())
+    (said,) = warnings(STAGES, [answer(1, 1.0, 1.0)], replace(MACHINE, fell_back=True), (), together=True)
     assert "could not start CUDA, so this ran on the CPU" in said
 
 
 def test_a_busy_machine_is_mentioned() -> None:
-    (said,) = warnings(STAGES, [answer(1, 1.0, 1.0)], replace(MACHINE, load=3.0), ())
+    (said,) = warnings(STAGES, [answer(1, 1.0, 1.0)], replace(MACHINE, load=3.0), (), together=True)
     assert said.startswith("the machine was busy before measuring (load 3.0 on 4 cores)")
 
 

@@ -105,6 +105,17 @@ def test_it_answers_as_the_device_does(harness: None, toy: Path) -> None:
     assert whole != expected, "the unpruned side is another model"
 
 
+def test_a_short_request_between_others_of_a_batch(harness: None, tmp_path: Path) -> None:
+    write_toy(tmp_path / "toy", batch=4)
+    images, limits = pictures(4), [5, 2, 5, 5]
+    model = ready(tmp_path / "toy", images)
+    asked = [
+        request(number, f"<image>\nwhat is {number}?", {"max_new_tokens": limit}, lambda doc: [doc["image"]])
+        for number, limit in enumerate(limits)
+    ]
+    assert model.generate_until(asked) == [model.generate_until([one])[0] for one in asked]
+
+
 def test_answers_end_at_stop_strings_and_long_ones_with_a_warning(harness: None, toy: Path) -> None:
     model = ready(toy, pictures(1))
     full = model.generate_until([request(0, "why?", {"max_new_tokens": 4}, lambda doc: [doc["image"]])])[0]
