@@ -214,6 +214,13 @@ def test_samples_decide_what_methods_leave_open(place: Path) -> None:
     assert {"prune_and_merge", "flowcut"} < {one["method"] for one in fields["points"]}
     report = Path("decided/report.html").read_text()
     assert "decided by 4 samples (scenes)" in report and "--sample-count 4" in report
+    # every point again on its own: what samples decided is decided by the same ones, and the gate stays ignored
+    alone = [line for line in report.splitlines() if "tokcarve compress" in line or "tokcarve eval" in line]
+    assert alone and all("--no-gate" in line for line in alone if "tokcarve eval" in line)
+    wanted = {one["method"]: one["method"] not in ("random", "uniform") for one in fields["points"] if one["front"]}
+    for method, sampled in wanted.items():
+        said = [line for line in alone if f"--method {method} " in line]
+        assert said and all(("--samples scenes --limit 4" in line) == sampled for line in said), method
 
 
 def test_an_unpruned_model_that_fails_stops_it(place: Path) -> None:

@@ -13,6 +13,7 @@ from tokcarve.exporters.device.route import Wish
 from tokcarve.exporters.evaluation import Evaluation, answering, evaluate
 from tokcarve.exporters.evaluation.cast import counted
 from tokcarve.exporters.evaluation.files import journal_of
+from tokcarve.exporters.evaluation.report import markdown
 from tokcarve.exporters.evaluation.speaking import OrtSpeaker
 from tokcarve.passes.errors import ArtifactError, BudgetError, EvaluationError, SampleError
 from tokcarve.passes.inputs.prompt import PromptError
@@ -177,6 +178,14 @@ def test_without_a_checkpoint_the_missing_controls_are_told_of(toy: Path) -> Non
     record = ask(toy, lines(toy, "first.jsonl")).record()
     assert any(note.startswith("no controls: ") and "--control DIR" in note for note in record["notes"])
     assert record["best_control"] is None and "no control says" in record["verdict"]
+
+
+def test_a_divergence_that_is_no_number_is_left_blank(toy: Path) -> None:
+    record = ask(toy, lines(toy, "first.jsonl")).record()
+    for side in record["sides"].values():
+        side |= {"kl": None, "kl_first": None}
+    text = markdown(record)
+    assert "| KL |  |  |" in text
 
 
 def test_an_exported_control_stands_beside(toy: Path) -> None:
