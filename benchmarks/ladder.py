@@ -49,6 +49,9 @@ def climb(method: str, tokens: int, place: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"method": method, "tokens": tokens}
     try:
         artifact, sampled = made(method, tokens, place / "artifact")
+    except TokcarveError as error:
+        return found | {"cannot": str(error)}
+    try:
         started = time.perf_counter()
         result = export_artifact(artifact.directory, Request(faces=(ALL,)))
         seconds = time.perf_counter() - started
@@ -87,10 +90,14 @@ def table(lines: list[dict[str, Any]]) -> str:
     """Markdown: a row per method and count, a column per face, and below it why faces were refused."""
     rows = [f"| method | tokens | {' | '.join(FACES)} | checks | again from files | export s |"]
     rows.append("|---|--:|" + "---|" * len(FACES) + "--:|--:|--:|")
-    reasons = Counter[str]()
-    for line in lines:
+    reasons, order = Counter[str](), list(METHODS)
+    for line in sorted(lines, key=lambda line: (order.index(line["method"]), line["tokens"])):
         if "error" in line:
-            rows.append(f"| {line['method']} | {line['tokens']} | {line['error']} |")
+            rows.append(f"| {line['method']} | {line['tokens']} | **{line['error']}** |")
+            continue
+        if "cannot" in line:
+            rows.append(f"| {line['method']} | {line['tokens']} |{' – |' * len(FACES)} | | |")
+            reasons[f"{line['method']} at {line['tokens']}: {line['cannot']}"] += 1
             continue
         cells = []
         for face in FACES:
@@ -99,7 +106,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         reasons.update(f"{face}: {why}" for face, why in line["refused"].items())
         figures = f"{line['checks']} | {line['again']} | {line['seconds']}"
         rows.append(f"| {line['method']} | {line['tokens']} | {' | '.join(cells)} | {figures} |")
-    return "\n".join([*rows, "", *(f"- {count} x {why}" for why, count in reasons.most_common())])
+    return "\n".join([*rows, "", *(f"- {why} ({count} x)" for why, count in sorted(reasons.items()))])
 
 
 def main() -> None:
