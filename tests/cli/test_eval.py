@@ -49,8 +49,8 @@ def test_json_has_the_documented_shape(toy: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     fields = json.loads(done.stdout)
     assert list(fields) == [
-        "format", "verb", "tokcarve", "artifact", "model", "method", "runtime", "max_new", "seed", "data", "gate",
-        "sides", "best_control", "differences", "verdict", "notes", "out",
+        "format", "verb", "tokcarve", "artifact", "model", "method", "made_of", "runtime", "max_new", "seed", "data",
+        "gate", "sides", "best_control", "differences", "verdict", "notes", "out",
     ]  # fmt: skip
     assert set(fields["data"]) == {"source", "sha256", "questions", "images", "families", "unanswerable"}
     assert set(fields["gate"]) == {"rule", "score", "needed", "passed", "detail", "ignored"}
