@@ -126,8 +126,8 @@ def test_the_record_is_json_of_the_documented_shape(measured: tuple[Profile, Tic
     record = json.loads(json.dumps(measured[0].record(), allow_nan=False))
     assert list(record) == [
         "format", "artifact", "made_of", "batch", "max_text", "max_new", "warm_up", "repeats", "tolerance", "together",
-        "tokens", "tokens_mean", "machine", "balance", "clocks", "stages", "answers", "break_even", "selector", "memory", "flops",
-        "verdict", "reasons", "warnings",
+        "tokens", "tokens_mean", "machine", "balance", "clocks", "stages", "answers", "break_even", "selector",
+        "memory", "flops", "verdict", "reasons", "warnings",
     ]  # fmt: skip
     assert record["tokens"] == {"pruned": 4, "unpruned": TOTAL}
     stage = record["stages"]["prefill"]
