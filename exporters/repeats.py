@@ -20,10 +20,8 @@ from torch import Tensor, nn
 
 from tokcarve.exporters.fingerprint import fingerprint, tensors_of
 from tokcarve.exporters.rewrites import SCOPES, scopes
-from tokcarve.exporters.tensors import SMALL
 from tokcarve.exporters.trace import trace
 from tokcarve.passes.blocks import Attend, Feed, VisionBlock
-from tokcarve.passes.errors import ExportError
 from tokcarve.passes.text_blocks import TextBlock
 
 __all__ = ["put_blocks", "stand_ins"]
@@ -260,14 +258,7 @@ def _lowered(use: _Use, node: ir.Node, opset: int, held: tuple[Any, ...]) -> _Ki
     tensors = tensors_of(use.block)
     inside = {name: name.removeprefix(f"{_HELD}.") for name in graph.initializers}
     weights = {name: weight for name, weight in inside.items() if weight in tensors}
-    strange = [name for name, value in graph.initializers.items() if name not in weights and _heavy(value)]
-    if strange:
-        raise ExportError(f"{type(use.block).__name__} holds {strange[0]!r}, which is none of its weights")
     for name in weights:
         # a kind is no reason to keep a model in memory
         graph.initializers[name].const_value = None
     return _Kind(graph=graph, weights=weights, held=held)
-
-
-def _heavy(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.nbytes >= SMALL

@@ -60,7 +60,7 @@ def trace(
 @functools.cache
 def _keep_operators() -> None:
     """Lets torch keep what it knows of the operators it can write, which it else reads and looks through anew for every
-    graph, for half of a small one's time. A torch that has it elsewhere goes on as it does."""
+    graph, for two thirds of a small one's time. A torch that has it elsewhere goes on as it does."""
     with contextlib.suppress(ImportError, AttributeError):
         registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
         read = functools.cache(registry.from_torchlib)

@@ -62,13 +62,13 @@ class WeightFile:
 
     def __enter__(self) -> "WeightFile":
         self._file, self._whole = self.path.open("wb"), hashlib.sha256()
-        self._threads, self._pending = ThreadPoolExecutor(max_workers=2), list[Future[Any]]()
+        self._hashing, self._hashed = ThreadPoolExecutor(max_workers=2), list[Future[None]]()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._threads.shutdown()
+        self._hashing.shutdown()
         self._file.close()
 
     @property
@@ -161,14 +161,14 @@ class WeightFile:
     def _append(self, part: memoryview, *digests: Any) -> None:
         """Writes `part`; other threads take its hashes meanwhile and while the next part is read and converted."""
         self._settle()
-        self._pending = [self._threads.submit(digest.update, part) for digest in (self._whole, *digests)]
+        self._hashed = [self._hashing.submit(digest.update, part) for digest in (self._whole, *digests)]
         self._file.write(part)
         self._written += len(part)
 
     def _settle(self) -> None:
-        for done in self._pending:
+        for done in self._hashed:
             done.result()
-        self._pending = []
+        self._hashed = []
 
 
 def aligned(end: int, length: int) -> int:

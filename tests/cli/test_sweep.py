@@ -96,6 +96,13 @@ def test_nothing_is_computed_twice(
     assert (done[0] / "points.jsonl").read_bytes() == before
 
 
+def test_ray_finds_the_same_points(place: Path, done: tuple[Path, dict[str, Any]]) -> None:
+    pytest.importorskip("ray")
+    made = run(*words(place, "--on", "ray", "--json"))
+    assert made.exit_code == 0, made.stderr
+    assert json.loads(made.stdout)["points"] == done[1]["points"]
+
+
 def test_an_interrupted_sweep_goes_on(
     place: Path, done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
