@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from onnx_ir.tensor_adapters import to_torch_dtype
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tokcarve.exporters.fingerprint import fingerprint, tensors_of
 from tokcarve.exporters.rewrites import SCOPES, scopes
@@ -83,13 +83,36 @@ def stand_ins(module: nn.Module) -> Iterator[list[_Use]]:
     found = [one for one in module.modules() if type(one) in _GIVES]
     nested = {id(inner) for outer in found for inner in outer.modules() if inner is not outer}
     blocks, uses = [one for one in found if id(one) not in nested], list[_Use]()
+    for block in blocks:
+        object.__setattr__(block, "forward", _stand_in(block, uses))
+    calls = [call for graph in module.modules() if isinstance(graph, fx.GraphModule) for call in _calls(graph)]
     try:
-        for block in blocks:
-            object.__setattr__(block, "forward", _stand_in(block, uses))
+        for holder, name, block in calls:
+            setattr(holder, name, _Hollow(block))
         yield uses
     finally:
+        for holder, name, block in calls:
+            setattr(holder, name, block)
         for block in blocks:
             object.__delattr__(block, "forward")
+
+
+def _calls(graph: fx.GraphModule) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Every block that `graph` calls, and below what and by which name it does; no block within a block."""
+    for target in dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "call_module"):
+        place, _, name = target.rpartition(".")
+        holder, block = graph.get_submodule(place), graph.get_submodule(target)
+        if type(block) in _GIVES:
+            yield holder, name, block
+
+
+class _Hollow(nn.Module):
+    """A block without its weights, for a graph, which does nothing but call it: torch copies every weight that it is
+    shown several times over, used or not."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.forward = block.forward
 
 
 def _stand_in(block: nn.Module, uses: list[_Use]) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """The proof of an export: its files against the ONNX rules, and ONNX Runtime against torch, with a test of power."""
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,19 @@ from tokcarve.exporters.golden import Golden, Reference, asked, said
 from tokcarve.exporters.quantise import PART, SCALE, quantised, unpacked
 from tokcarve.passes.asking import Question
 from tokcarve.passes.errors import CheckError
-from tokcarve.passes.families.blank import Stored
+from tokcarve.passes.families.blank import DTYPES, Stored
 from tokcarve.passes.router import Router
 
 __all__ = ["check_numbers", "check_power", "check_router", "check_weights", "require"]
 
 _WHOLE = 2**22
-_BLOCK = (64, 64)  # rows and columns of a block: in a file that holds the transpose, the same number of lines
+_BLOCK, _PLACES = 8, 8  # rows and columns of a block, and blocks along a diagonal
 _COLUMNS = 64  # of a quantised matrix that are quantised again, at 8 places
 
 
 def check_weights(paths: Sequence[Path], named: Mapping[str, Tensor], stored: Mapping[int, Stored]) -> Check:
     """Every weight that the graphs read, bit for bit against the checkpoint's tensor of that name, converted or
-    quantised again: wholly up to 4 MiB, in blocks spread over it above.
+    quantised again: wholly up to 4 MiB, in blocks along both diagonals above.
 
     `named` has the model's own tensors and `stored` what belongs at their addresses; one that is not there, such as a
     constant of the model, is compared as it is. A name that ends in `.T` holds the transpose. Large tensors that are no
@@ -61,6 +62,7 @@ def check_weights(paths: Sequence[Path], named: Mapping[str, Tensor], stored: Ma
                 scale = _array(path, graph.initializers[f"{name.removesuffix(PART)}{SCALE}"])
                 same = _same_quantised(found, scale, expected, 8 if value.dtype == ir.DataType.INT8 else 4)
             else:
+                _ask(found, origin)
                 same = _same(found, expected, weight.dtype)
             if not same:
                 return Check(name="weights", passed=False, detail=f"{name!r} of {path.name} is not the checkpoint's")
@@ -86,7 +88,10 @@ def _same(found: NDArray[Any], expected: Tensor, dtype: torch.dtype) -> bool:
     if found.shape != tuple(expected.shape) or found.dtype.itemsize != dtype.itemsize:
         return False
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]  # NumPy knows no bfloat16
-    pairs = ((found[block], expected[block].to(dtype).contiguous().view(bits).numpy()) for block in _blocks(found))
+    pairs = (
+        (found[block], expected[block].to(dtype).contiguous().view(bits).numpy())
+        for block in _blocks(found.shape, found.nbytes)
+    )
     return all(np.array_equal(ours.view(theirs.dtype), theirs) for ours, theirs in pairs)
 
 
@@ -104,15 +109,33 @@ def _same_quantised(ints: NDArray[Any], scale: NDArray[Any], expected: Tensor, b
     return True
 
 
-def _blocks(found: NDArray[Any]) -> Iterator[tuple[slice, ...]]:
-    """The whole of an array, or of a large matrix 8 x 8 blocks from corner to corner."""
-    if found.nbytes <= _WHOLE or found.ndim != 2:
+def _blocks(shape: Sequence[int], size: int) -> Iterator[tuple[slice, ...]]:
+    """The whole of an array of `size` bytes, or blocks of a large matrix, from each of its corners to the one across;
+    of its transpose the same."""
+    if size <= _WHOLE or len(shape) != 2:
         yield (slice(None),)
         return
-    sizes = [min(side, most) for side, most in zip(found.shape, _BLOCK, strict=True)]
-    for row, column in itertools.product(range(8), repeat=2):
-        starts = [(side - size) * at // 7 for side, size, at in zip(found.shape, sizes, (row, column), strict=True)]
-        yield tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+    for at, across in itertools.product(range(_PLACES), (False, True)):
+        places = (at, _PLACES - 1 - at if across else at)
+        starts = [max(0, side - _BLOCK) * place // (_PLACES - 1) for side, place in zip(shape, places, strict=True)]
+        yield tuple(slice(start, min(start + _BLOCK, side)) for start, side in zip(starts, shape, strict=True))
+
+
+def _ask(found: NDArray[Any], origin: Stored | None) -> None:
+    """Has the disk read the blocks of a large matrix, in both files, all at once: each would else be waited for, with
+    much of what lies around it."""
+    if origin is None or not isinstance(found, np.memmap) or not hasattr(os, "posix_fadvise"):
+        return
+    theirs, width = origin.entry, DTYPES[origin.entry.dtype].itemsize
+    for path, start, shape, each in (
+        (Path(str(found.filename)), found.offset, found.shape, found.itemsize),
+        (origin.path, theirs.start, theirs.shape, width),
+    ):
+        blocks = [block for block in _blocks(shape, found.nbytes) if len(block) == 2]
+        with path.open("rb") as stream:
+            for row, columns in ((row, columns) for rows, columns in blocks for row in range(rows.start, rows.stop)):
+                at, count = start + (row * shape[1] + columns.start) * each, (columns.stop - columns.start) * each
+                os.posix_fadvise(stream.fileno(), at, count, os.POSIX_FADV_WILLNEED)
 
 
 def _array(path: Path, value: ir.Value) -> NDArray[Any]:

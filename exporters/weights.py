@@ -1,10 +1,9 @@
 """One external data file for many ONNX graphs: every tensor written once, streamed, aligned."""
 
 import hashlib
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from tokcarve.exporters.device.face import FaceFile
+from tokcarve.exporters.device.face import FaceFile, StoredTensor
+from tokcarve.exporters.sink import Sink
 from tokcarve.exporters.tensors import SMALL, address, identity
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.blank import DTYPES, Stored
@@ -25,19 +25,17 @@ ALIGNMENT = 64
 """Bytes: a cache line. Tensors of a mebibyte and more start on a page (4096), so that a runtime can map them."""
 
 _LARGE, _PAGE = 1 << 20, 4096
-_PIECE = 1 << 22  # bytes written at once, at least a row
+_PIECE = 1 << 22  # bytes converted at once, at least a row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """Where a tensor lies in its file (bytes), under the name of the first graph that brought it; its SHA-256, unless
-    that file was there before."""
+    """Where a tensor lies in its file (bytes), under the name of the first graph that brought it."""
 
     name: str
     offset: int
     length: int
     file: str
-    sha256: str = ""
 
 
 class WeightFile:
@@ -53,33 +51,42 @@ class WeightFile:
     that directory (a hard link), and graphs read it there. `referred` counts these bytes.
     """
 
-    def __init__(self, path: Path, stored: Mapping[int, Stored] | None = None, *, refer: bool = False) -> None:
+    def __init__(
+        self, path: Path, stored: Mapping[int, Stored] | None = None, *, refer: bool = False, direct: bool = False
+    ) -> None:
         self.path, self.stored, self.refer, self.referred = path, stored if stored is not None else {}, refer, 0
         self.placed: list[Placed] = []
-        self._written = 0
+        self._sink = Sink(path, direct=direct)
+        self._digests: list[Future[str]] = []
         self._by_identity: dict[Any, tuple[ir.TensorProtocol, Placed]] = {}
         self._by_content: dict[Any, Placed] = {}
 
     def __enter__(self) -> "WeightFile":
-        self._file, self._whole = self.path.open("wb"), hashlib.sha256()
-        self._hashing, self._hashed = ThreadPoolExecutor(max_workers=2), list[Future[None]]()
+        self._sink.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hashing.shutdown()
-        self._file.close()
+        self._sink.__exit__(kind, error, trace)
 
     @property
     def record(self) -> FaceFile:
         """Size and SHA-256 of what was written so far, which need not be read again for it."""
-        self._settle()
-        return FaceFile(bytes=self._written, sha256=self._whole.hexdigest())
+        return FaceFile(bytes=self._sink.size, sha256=self._sink.digest().result())
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """What was written so far; a constant whose name another one has is named with its place too."""
+        found = dict[str, StoredTensor]()
+        for one, digest in zip(self.placed, self._digests, strict=True):
+            name = one.name if one.name not in found else f"{one.name}@{one.offset}"
+            found[name] = StoredTensor(bytes=one.length, offset=one.offset, sha256_so_far=digest.result())
+        return found
 
     def flush(self) -> None:
         """Make what was written readable by others."""
-        self._file.flush()
+        self._sink.flush()
 
     def save(self, model: ir.Model, path: Path) -> int:
         """Write `model` to `path` and its large initializers to the weight file; the size of the graph file in bytes.
@@ -118,7 +125,7 @@ class WeightFile:
             elif self.refer and held(origin, tensor):
                 placed = self._linked(origin)
             else:
-                placed = self._write(pieces(origin, tensor), name)
+                placed = self._write(pieces(origin, tensor), name, tensor.nbytes)
             # the tensor is kept as well, so that its address cannot come to stand for another one
             self._by_identity[key] = (tensor, placed)
         return self._by_identity[key][1]
@@ -143,32 +150,19 @@ class WeightFile:
             raise ExportError(f"weight {name!r} should have {tensor.nbytes} bytes, but its data has {len(data)}")
         content = (tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(data).digest())
         if content not in self._by_content:
-            self._by_content[content] = self._write([memoryview(data)], name)
+            self._by_content[content] = self._write(
+                [torch.frombuffer(bytearray(data), dtype=torch.uint8)], name, len(data)
+            )
         return self._by_content[content]
 
-    def _write(self, parts: Iterable[memoryview], name: str) -> Placed:
-        parts = iter(parts)
-        first, digest = next(parts), hashlib.sha256()
-        self._append(memoryview(b"\0" * (aligned(self._written, len(first)) - self._written)))
-        offset = self._written
-        for part in itertools.chain([first], parts):
-            self._append(part, digest)
-        self._settle()
-        length, sha256 = self._written - offset, digest.hexdigest()
-        self.placed.append(Placed(name=name, offset=offset, length=length, file=self.path.name, sha256=sha256))
+    def _write(self, parts: Iterable[Tensor], name: str, length: int) -> Placed:
+        offset = aligned(self._sink.size, length)
+        self._sink.pad(offset - self._sink.size)
+        for part in parts:
+            self._sink.append(part)
+        self._digests.append(self._sink.digest())
+        self.placed.append(Placed(name=name, offset=offset, length=self._sink.size - offset, file=self.path.name))
         return self.placed[-1]
-
-    def _append(self, part: memoryview, *digests: Any) -> None:
-        """Writes `part`; other threads take its hashes meanwhile and while the next part is read and converted."""
-        self._settle()
-        self._hashed = [self._hashing.submit(digest.update, part) for digest in (self._whole, *digests)]
-        self._file.write(part)
-        self._written += len(part)
-
-    def _settle(self) -> None:
-        for done in self._hashed:
-            done.result()
-        self._hashed = []
 
 
 def aligned(end: int, length: int) -> int:
@@ -183,8 +177,8 @@ def held(origin: Stored, tensor: ir.TensorProtocol) -> bool:
     return same and raw.is_contiguous()
 
 
-def pieces(origin: Stored, tensor: ir.TensorProtocol) -> Iterator[memoryview]:
-    """The bytes of a blank weight or its transpose, from the checkpoint, in the dtype of `tensor`; not all at once."""
+def pieces(origin: Stored, tensor: ir.TensorProtocol) -> Iterator[Tensor]:
+    """A blank weight or its transpose, from the checkpoint, in the dtype of `tensor`: some rows at a time."""
     raw: Tensor = tensor.raw
     whole = origin.view()
     turned = raw.dim() == 2 and (not raw.is_contiguous() or whole.shape != raw.shape)
@@ -194,10 +188,10 @@ def pieces(origin: Stored, tensor: ir.TensorProtocol) -> Iterator[memoryview]:
     for start in range(0, raw.shape[0], rows):
         part = whole[:, start : start + rows] if turned else whole[start : start + rows]
         # torch turns a matrix of its own by blocks, five times as fast as a part of a larger one
-        part = part.contiguous().t().to(raw.dtype).contiguous() if turned else part.to(raw.dtype).contiguous()
+        part = (part.contiguous().t() if turned else part).to(raw.dtype)
         if raw.dtype == torch.float16 and whole.dtype != raw.dtype and not bool(part.isfinite().all()):
             raise ExportError(
                 f"weight {origin.name!r} of {origin.path} has numbers that float16 cannot hold (more than 65504); "
                 "export with --precision bf16 or fp32"
             )
-        yield part.reshape(-1).view(torch.uint8).numpy().data
+        yield part

@@ -1,11 +1,13 @@
 """The graphs of an export and the one weight file that they share, on their way to the disk."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+import torch
 
 from tokcarve.exporters.device.face import WEIGHTS, FaceFile, StoredTensor
 from tokcarve.exporters.faces.kind import Request
@@ -17,13 +19,16 @@ from tokcarve.exporters.onnx import weight_names
 from tokcarve.exporters.quantise import Quantiser
 from tokcarve.exporters.sizes import header_bytes, predict
 from tokcarve.exporters.source import Source
-from tokcarve.exporters.weights import Placed, WeightFile
+from tokcarve.exporters.weights import WeightFile
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.blank import DTYPES
 
 __all__ = ["Progress", "Written", "check_headers", "lowered", "write_graphs"]
 
 Progress = Callable[[str, int, int], None]
+
+_CACHED = 1 << 30
+"""Bytes of a weight file that may well stay in memory for the proof; of a larger one the checkpoint should."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +68,16 @@ def write_graphs(
     predicted = predict(models, source.named, source.stored, source.precision, refer=refer)
     check_room(predicted, folder)
     written = []
-    with WeightFile(folder / WEIGHTS, source.stored, refer=refer) as weights:
+    with _one_thread(), WeightFile(folder / WEIGHTS, source.stored, refer=refer, direct=predicted > _CACHED) as weights:
         for done, (name, model, seconds) in enumerate(made):
             tell("writing graphs", done, len(made))
             started = time.perf_counter()
             size = weights.save(model, folder / name)
             written.append(graph_file_of(name, model, size, seconds + time.perf_counter() - started))
+        tensors, whole = weights.tensors, weights.record
     if refer and not weights.referred:
         raise _nothing_stays(source)
-    tensors = _stored(weights.placed)
-    return Written(graphs=tuple(written), tensors=tensors, weights=weights.record, predicted=predicted)
+    return Written(graphs=tuple(written), tensors=tensors, weights=whole, predicted=predicted)
 
 
 def lowered(
@@ -100,10 +105,13 @@ def _nothing_stays(source: Source) -> ExportError:
     )
 
 
-def _stored(placed: Sequence[Placed]) -> dict[str, StoredTensor]:
-    """What lies in the weight file; a constant whose name another one has is named with its place too."""
-    found = dict[str, StoredTensor]()
-    for one in placed:
-        name = one.name if one.name not in found else f"{one.name}@{one.offset}"
-        found[name] = StoredTensor(bytes=one.length, sha256=one.sha256, offset=one.offset)
-    return found
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """While it lasts, torch leaves the other processors to what sums up and writes: turning and rounding some MiB at a
+    time waits for memory, and threads that wait for the next piece take as much time again."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

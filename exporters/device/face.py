@@ -63,10 +63,12 @@ class FaceFile(_Closed):
     sha256: str
 
 
-class StoredTensor(FaceFile):
-    """The same of one tensor, which lies at `offset` in the weight file."""
+class StoredTensor(_Closed):
+    """Size and place in bytes of one tensor in the weight file; SHA-256 of the file as far as the tensor's end."""
 
+    bytes: int
     offset: int
+    sha256_so_far: str
 
 
 class Side(_Closed):

@@ -122,7 +122,7 @@ def test_the_changed_tensor_is_named(copied: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[stored.offset + stored.bytes - 1] ^= 0x40
     path.write_bytes(raw)
-    assert f"; {name} of {len(record.tensors)} tensors changed" in verify(copied).stderr
+    assert f"; of {len(record.tensors)} tensors the first that changed is {name}" in verify(copied).stderr
 
 
 def scale_weights(face: Path) -> None:

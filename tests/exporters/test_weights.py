@@ -1,5 +1,7 @@
 """One weight file for many graphs: what is shared, where it lies, and what is refused."""
 
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from tokcarve.exporters import weights as weights_module
 from tokcarve.exporters.onnx import lower, weight_names
+from tokcarve.exporters.verify import check_weights
 from tokcarve.exporters.weights import ALIGNMENT, WeightFile, pieces
 from tokcarve.passes.errors import ExportError
 from tokcarve.passes.families.blank import Stored
@@ -117,6 +120,10 @@ def stored_as(path: Path, tensor: Tensor) -> Stored:
     return Stored(path=path, name="w", entry=read_header(path)["w"])
 
 
+def joined(parts: Iterable[Tensor]) -> bytes:
+    return b"".join(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for part in parts)
+
+
 @pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(40, 40), (3, 700), (700, 1)])
@@ -128,7 +135,7 @@ def test_a_blank_weight_is_written_as_the_checkpoint_has_it(
     origin = stored_as(tmp_path / "one.safetensors", truth)
     raw = blank.t() if flipped else blank
     tensor = ir.tensor_adapters.TorchTensor(raw, name="w")
-    found = b"".join(pieces(origin, tensor))
+    found = joined(pieces(origin, tensor))
     expected = (truth.t() if flipped else truth).float().contiguous()
     assert found == expected.numpy().tobytes()
 
@@ -154,7 +161,7 @@ def test_a_blank_weight_is_rounded_to_what_the_graph_reads(
     truth, blank = torch.randn(40, 30).to(stored), torch.zeros(40, 30, dtype=wanted)
     origin = stored_as(tmp_path / "one.safetensors", truth)
     raw = blank.t() if flipped else blank
-    found = b"".join(pieces(origin, ir.tensor_adapters.TorchTensor(raw, name="w")))
+    found = joined(pieces(origin, ir.tensor_adapters.TorchTensor(raw, name="w")))
     expected = (truth.t() if flipped else truth).to(wanted).contiguous()
     assert found == expected.view(torch.uint8).numpy().tobytes()
 
@@ -171,7 +178,7 @@ def test_numbers_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
         ExportError, match=r"'w' of .* float16 cannot hold \(more than 65504\); export with --precision"
     ):
         list(pieces(origin, half))
-    assert len(b"".join(pieces(origin, brain))) == truth.numel() * 2
+    assert len(joined(pieces(origin, brain))) == truth.numel() * 2
 
 
 def test_a_part_of_a_blank_weight_is_refused(tmp_path: Path) -> None:
@@ -179,3 +186,51 @@ def test_a_part_of_a_blank_weight_is_refused(tmp_path: Path) -> None:
     origin = stored_as(tmp_path / "one.safetensors", torch.randn(40, 40))
     with pytest.raises(ExportError, match=r"is read in part, as \[20, 40\]"):
         list(pieces(origin, ir.tensor_adapters.TorchTensor(blank[:20], name="w")))
+
+
+SIDES = 1400, 1040
+"""Rows and columns of a matrix that is too large to be compared as a whole."""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor], dict[int, Stored]]:
+    """A graph that reads two such matrices, turned, from its weight file, as `check_weights` takes it."""
+    folder = tmp_path_factory.mktemp("large")
+    model = nn.Sequential(nn.Linear(SIDES[1], SIDES[0], bias=False), nn.Linear(SIDES[0], SIDES[1], bias=False))
+    truths = [torch.randn(layer.weight.shape) for layer in model]
+    origins = [stored_as(folder / f"{at}.safetensors", truth) for at, truth in enumerate(truths)]
+    known = {layer.weight.data_ptr(): origin for layer, origin in zip(model, origins, strict=True)}
+    graph = lower(
+        model, (torch.ones(1, 4, SIDES[1]),), input_names=["x"], output_names=["y"], names=weight_names(model)
+    )
+    with WeightFile(folder / "weights.data", known, direct=True) as weights:
+        weights.save(graph, folder / "one.onnx")
+    return folder / "one.onnx", dict(model.named_parameters()), known
+
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda held: held.T.reshape(held.shape), id="not turned"),
+        pytest.param(lambda held: np.roll(held, 1, axis=1), id="moved by a column"),
+        pytest.param(lambda held: np.roll(held, 1, axis=0), id="moved by a row"),
+        pytest.param(lambda held: held * np.float32(1 + 2**-23), id="rounded otherwise"),
+        pytest.param(lambda held: np.concatenate([held[:-1], 0 * held[-1:]]), id="without the last row"),
+        pytest.param(lambda held: np.concatenate([0 * held[:1], held[1:]]), id="without the first row"),
+        pytest.param(lambda held: np.concatenate([held[:700], 0 * held[700:]]), id="half"),
+    ],
+)
+def test_a_large_matrix_that_is_another_is_found(
+    large: tuple[Path, dict[str, Tensor], dict[int, Stored]], tmp_path: Path, change: Change
+) -> None:
+    graph, named, known = large
+    assert check_weights([graph], named, known).passed
+    shutil.copytree(graph.parent, tmp_path / "copy")
+    held = np.memmap(tmp_path / "copy" / "weights.data", np.float32, "r+", shape=SIDES[::-1])
+    held[:] = change(np.array(held))
+    held.flush()
+    check = check_weights([tmp_path / "copy" / "one.onnx"], named, known)
+    assert not check.passed and "'0.weight.T' of one.onnx" in check.detail
