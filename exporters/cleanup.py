@@ -14,26 +14,30 @@ from onnxscript import optimizer
 from tokcarve.exporters import rewrites
 from tokcarve.exporters.tensors import address, identity
 
-__all__ = ["clean"]
+__all__ = ["clean", "fold"]
 
 # numbers of a shape or an index, never a mask: what a runtime can compute at load is not stored
 _FEW = 64
 
 
+def fold(model: ir.Model) -> None:
+    """Computes what follows from shapes and small constants alone, in place, and calls no functions any more."""
+    common.InlinePass()(model)
+    weights = frozenset(model.graph.initializers)
+    optimizer.fold_constants(model, input_size_limit=_FEW, output_size_limit=_FEW, should_fold=_all_but(weights))
+    common.RemoveUnusedNodesPass()(model)
+
+
 def clean(model: ir.Model, *, names: Mapping[int, str], as_stored: Collection[str] = ()) -> None:
-    """Make `model` small, readable and free of repetition, in place.
+    """Make a folded `model` small, readable and free of repetition, in place.
 
     `names` gives the name of a weight by the address of its data. Weights in `as_stored` are read untransposed by
     another graph and keep their layout; every other weight that is only used transposed is stored transposed.
     """
     outputs = [value.name for value in model.graph.outputs]
-    common.InlinePass()(model)
     _share(model.graph)
     _name_weights(model.graph, names)
-    weights = frozenset(model.graph.initializers)
     rewrites.transposed(model.graph, frozenset(as_stored))
-    optimizer.fold_constants(model, input_size_limit=_FEW, output_size_limit=_FEW, should_fold=_all_but(weights))
-    common.RemoveUnusedNodesPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _share(model.graph)
     common.IdentityEliminationPass()(model)

@@ -203,7 +203,7 @@ def _embedding(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
 
 def _prefill(graphs: TokenGraphs, sizes: Shapes) -> FaceGraph:
     hidden = graphs.geometry.text.hidden
-    handed = propagate_vision(graphs, batch=sizes.batch).handed
+    handed = propagate_vision(graphs, batch=sizes.batch).handed if graphs.handed else {}
     more = {name: torch.zeros(tuple(value.shape), dtype=value.dtype) for name, value in handed.items()}
     more["visual_start"] = torch.ones(sizes.batch, dtype=torch.int64)
     return FaceGraph(

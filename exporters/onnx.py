@@ -47,6 +47,7 @@ def lower(
         raise ExportError(f"a graph with the inputs {list(input_names)} was given {len(inputs)} example tensors")
     with stand_ins(module) as uses:
         model = trace(module, inputs, input_names=input_names, output_names=output_names, opset=opset, opens=opens)
+    cleanup.fold(model)
     put_blocks(model, uses, opset)
     cleanup.clean(model, names=names or {}, as_stored=as_stored)
     if opens:

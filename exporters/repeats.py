@@ -14,10 +14,10 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes import common
 from onnx_ir.tensor_adapters import to_torch_dtype
 from torch import Tensor, fx, nn
 
+from tokcarve.exporters.cleanup import fold
 from tokcarve.exporters.fingerprint import fingerprint, tensors_of
 from tokcarve.exporters.rewrites import SCOPES, scopes
 from tokcarve.exporters.trace import trace
@@ -272,7 +272,7 @@ def _lowered(use: _Use, node: ir.Node, opset: int, held: tuple[Any, ...]) -> _Ki
         opset=opset,
         opens=opens if any(opens.values()) else None,
     )
-    common.InlinePass()(model)
+    fold(model)
     graph = model.graph
     for ours, theirs in zip(node.outputs, graph.outputs, strict=True):
         assert ours.dtype == theirs.dtype, (type(use.block), ours, theirs)
