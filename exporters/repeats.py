@@ -83,9 +83,11 @@ def stand_ins(module: nn.Module) -> Iterator[list[_Use]]:
     found = [one for one in module.modules() if type(one) in _GIVES]
     nested = {id(inner) for outer in found for inner in outer.modules() if inner is not outer}
     blocks, uses = [one for one in found if id(one) not in nested], list[_Use]()
+    outer = {id(one) for one in blocks}
+    graphs = [one for one in module.modules() if isinstance(one, fx.GraphModule)]
+    calls = [call for graph in graphs for call in _calls(graph) if id(call[2]) in outer]
     for block in blocks:
         object.__setattr__(block, "forward", _stand_in(block, uses))
-    calls = [call for graph in module.modules() if isinstance(graph, fx.GraphModule) for call in _calls(graph)]
     try:
         for holder, name, block in calls:
             setattr(holder, name, _Hollow(block))
@@ -98,12 +100,10 @@ def stand_ins(module: nn.Module) -> Iterator[list[_Use]]:
 
 
 def _calls(graph: fx.GraphModule) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Every block that `graph` calls, and below what and by which name it does; no block within a block."""
+    """Every module that `graph` calls, and below what and by which name it does."""
     for target in dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "call_module"):
         place, _, name = target.rpartition(".")
-        holder, block = graph.get_submodule(place), graph.get_submodule(target)
-        if type(block) in _GIVES:
-            yield holder, name, block
+        yield graph.get_submodule(place), name, graph.get_submodule(target)
 
 
 class _Hollow(nn.Module):

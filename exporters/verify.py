@@ -124,7 +124,7 @@ def _blocks(shape: Sequence[int], size: int) -> Iterator[tuple[slice, ...]]:
 def _ask(found: NDArray[Any], origin: Stored | None) -> None:
     """Has the disk read the blocks of a large matrix, in both files, all at once: each would else be waited for, with
     much of what lies around it."""
-    if origin is None or not isinstance(found, np.memmap) or not hasattr(os, "posix_fadvise"):
+    if origin is None or not isinstance(found, np.memmap) or found.nbytes <= _WHOLE or not hasattr(os, "posix_fadvise"):
         return
     theirs, width = origin.entry, DTYPES[origin.entry.dtype].itemsize
     for path, start, shape, each in (

@@ -47,15 +47,16 @@ def test_the_file_is_what_was_appended(
         assert digest.result() == hashlib.sha256(b"".join(raw[: at + 1])).hexdigest()
 
 
+@pytest.mark.parametrize("before", [64, 3])
 @pytest.mark.parametrize("direct", [False, True])
-def test_a_turned_matrix_is_written_as_it_reads(tmp_path: Path, direct: bool) -> None:
+def test_a_turned_matrix_is_written_as_it_reads(tmp_path: Path, direct: bool, before: int) -> None:
     matrix = torch.randn(300, 170).half()
     with Sink(tmp_path / "file", direct=direct) as sink:
-        sink.append(numbers(64, 0))
+        sink.append(numbers(before, 0))
         sink.append(matrix.t())
         sink.pad(100)
     found = (tmp_path / "file").read_bytes()
-    assert found[64:-100] == matrix.t().contiguous().numpy().tobytes() and found[-100:] == bytes(100)
+    assert found[before:-100] == matrix.t().contiguous().numpy().tobytes() and found[-100:] == bytes(100)
 
 
 def test_what_is_appended_may_change_afterwards(tmp_path: Path) -> None:
