@@ -22,7 +22,7 @@ from tokcarve.exporters.device.face import (
     file_record,
     seal,
 )
-from tokcarve.exporters.faces import FACES
+from tokcarve.exporters.faces import FACES, NOT_WRITTEN
 from tokcarve.exporters.faces.kind import ALL, FaceKind, Proof, Request, Work
 from tokcarve.exporters.golden import save_golden
 from tokcarve.exporters.graph_file import GraphFile
@@ -111,7 +111,9 @@ def export_artifact(
 def _kinds(names: Sequence[str]) -> list[FaceKind]:
     unknown = [name for name in names if name not in {*FACES, ALL}]
     if unknown or not names:
-        raise ExportError(f"no face {unknown[0] if unknown else ''!r}; give one or more of {', '.join(FACES)}, or all")
+        name = unknown[0] if unknown else ""
+        why = f" ({NOT_WRITTEN[name]})" if name in NOT_WRITTEN else ""
+        raise ExportError(f"no face {name!r}{why}; give one or more of {', '.join(FACES)}, or all")
     return [kind for name, kind in FACES.items() if name in names or ALL in names]
 
 

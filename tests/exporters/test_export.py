@@ -132,6 +132,8 @@ def test_all_writes_the_faces_that_can_and_says_why_others_cannot(
     assert read_export(artifact).refused == {"unable": "face unable carries nothing; choose ort"}
     with pytest.raises(ExportError, match="no face 'other'; give one or more of ort, unable, or all"):
         make_export(artifact, force=True, faces=("other",))
+    with pytest.raises(ExportError, match=r"no face 'edgellm' \(TensorRT Edge-LLM .* face trt .*\); give one"):
+        make_export(artifact, force=True, faces=("ort", "edgellm"))
 
 
 def test_an_existing_export_is_left_alone(artifact: Path) -> None:
