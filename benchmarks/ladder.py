@@ -83,7 +83,8 @@ def run(options: argparse.Namespace) -> None:
                 line = climb(method, tokens, Path(place))
             with out.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
-            print(method, tokens, line.get("error") or f"{', '.join(line['faces'])} {line['failed']}", file=sys.stderr)
+            held = line.get("error") or line.get("cannot") or f"{', '.join(line['faces'])} {line['failed']}"
+            print(method, tokens, held, file=sys.stderr)
 
 
 def table(lines: list[dict[str, Any]]) -> str:
