@@ -23,6 +23,8 @@ NEW_TOKENS = 16
 
 _NUDGE = 1e-5
 _NUDGES = 3
+# where one image is ambiguous many are, and a few changes let about a third of those through
+_WARY_NUDGES = 12
 _ATTEMPTS = 8
 # of the largest feature: a nudge alone moves features by half of this at most, merging elsewhere by much more
 _MERGED_ELSEWHERE = 1e-4
@@ -60,12 +62,24 @@ def make_samples(
     """`count` samples whose text lengths go from short to exactly `max_text`, and how many images were passed over.
 
     An image is passed over when changes of its pixels by 1e-5 change what is kept or merged: there two correct programs
-    may differ; and when the same model in the dtype of the graphs, `rounded`, keeps or merges something else of it, or
+    may differ. Three changes are tried, and once an image is found that way, all begin again with twelve. It is passed
+    over too when the same model in the dtype of the graphs, `rounded`, keeps or merges something else of it, or
     of it with its pixels changed by what that dtype can tell apart. After eight in a row the next one is taken as it
     is, and once rounding was why, those that follow are too: in a large model it nearly always is.
     """
+    samples, skipped, ambiguous = _draw(graphs, rounded, count, max_text, seed, _NUDGES)
+    if ambiguous:
+        samples, skipped, _ = _draw(graphs, rounded, count, max_text, seed, _WARY_NUDGES)
+    return samples, skipped
+
+
+def _draw(
+    graphs: TokenGraphs, rounded: TokenGraphs | None, count: int, max_text: int, seed: int, nudges: int
+) -> tuple[tuple[Question, ...], int, bool]:
+    """The samples, how many images were passed over, and whether any change of the pixels was why; fewer than
+    `_WARY_NUDGES` give up at the first that was."""
     generator = torch.Generator().manual_seed(seed)
-    samples, skipped = [], 0
+    samples, skipped, ambiguous = [], 0, False
     for i in range(count):
         pixels = _picture(graphs.geometry, generator)
         text = _text(graphs.geometry, max(1, max_text * (i + 1) // count), generator)
@@ -73,13 +87,16 @@ def make_samples(
         for _ in range(_ATTEMPTS):
             sample = _question(pixels, text, state)
             swayed = rounded is not None and bool(_open(graphs, rounded, sample, once=True).any())
-            if not swayed and stable(graphs, sample, generator):
+            if not swayed and stable(graphs, sample, generator, nudges):
                 break
+            ambiguous |= not swayed
+            if ambiguous and nudges < _WARY_NUDGES:
+                return (), skipped, True
             pixels, skipped = _picture(graphs.geometry, generator), skipped + 1
         else:
             rounded = None if swayed else rounded
         samples.append(_question(pixels, text, state))
-    return tuple(samples), skipped
+    return tuple(samples), skipped, ambiguous
 
 
 def _question(pixels: Tensor, text: list[int], state: Mapping[str, Tensor]) -> Question:
@@ -101,12 +118,12 @@ def _text(geometry: Geometry, length: int, generator: torch.Generator) -> list[i
     return [token for token in drawn if token not in special][:length]
 
 
-def stable(graphs: TokenGraphs, sample: Question, generator: torch.Generator) -> bool:
-    """Whether changes of the pixels by 1e-5 leave what is kept and merged as it is."""
+def stable(graphs: TokenGraphs, sample: Question, generator: torch.Generator, nudges: int = _NUDGES) -> bool:
+    """Whether `nudges` changes of the pixels by 1e-5 leave what is kept and merged as it is."""
     pixels = sample.pixel_values
     with torch.no_grad():
         made, kept = _outcome(graphs, sample, pixels)
-        for _ in range(_NUDGES if kept else 0):
+        for _ in range(nudges if kept else 0):
             nudged = pixels + _NUDGE * torch.randn(pixels.shape, generator=generator)
             moved, again = _outcome(graphs, sample, nudged)
             if not all(torch.equal(kept[site], again[site]) for site in kept):
@@ -118,17 +135,18 @@ def stable(graphs: TokenGraphs, sample: Question, generator: torch.Generator) ->
 
 def _open(graphs: TokenGraphs, rounded: TokenGraphs | None, sample: Question, *, once: bool = False) -> Tensor:
     """bool [total]: patches that `rounded` keeps and `graphs` do not, or the other way round, in any of a few runs,
-    with `once` up to the first that shows one; all where the same ones hold something else, merged elsewhere."""
+    with `once` up to the first that shows one; all where the same ones hold something else, merged elsewhere. Both may
+    be the same graphs: then only changes of the pixels tell."""
     found = torch.zeros(graphs.geometry.total, dtype=torch.bool)
     if rounded is None:
         return found
     generator = torch.Generator().manual_seed(len(sample.after))
     kind: Any = rounded.parts.embed_tokens.weight.dtype
-    unit, limit = torch.finfo(kind).eps, TOLERANCES[str(kind).removeprefix("torch.")]
+    unit, limit = max(_NUDGE, torch.finfo(kind).eps), TOLERANCES[str(kind).removeprefix("torch.")]
     with torch.no_grad():
         made, index = _outcome(graphs, sample, sample.pixel_values)
         wanted, pixels = _kept(graphs, index), sample.pixel_values
-        for turn in range(1 + _NUDGES):
+        for turn in range(1 + (_WARY_NUDGES if rounded is graphs else _NUDGES)):
             nudged = pixels + min(turn, 1) * unit * torch.randn(pixels.shape, generator=generator)
             other, index = _outcome(rounded, sample, nudged)
             differ = _kept(graphs, index) != wanted
@@ -161,7 +179,7 @@ def _outcome(graphs: TokenGraphs, sample: Question, pixels: Tensor) -> tuple[Ten
 
 def reference(graphs: TokenGraphs, sample: Question, new: int, rounded: TokenGraphs | None = None) -> Reference:
     """What `graphs` make of one sample in torch: no padding, growing caches, nothing shared with the exported form;
-    `rounded` as for `make_samples`."""
+    `rounded` as for `make_samples`, or `graphs` once more where float32 itself may decide what is kept."""
     said = ask(graphs, sample, new)
     kept = final_kept(all_kept(said.seen, said.read), 1, graphs.geometry.total)
     best = said.logits.topk(2, dim=-1)

@@ -137,10 +137,12 @@ class Reading:
         rounded = None if self.rounded is None else carve(self.rounded, artifact, side.budget).graphs
         count = batch * max(1, self.source.sampled // batch)
         samples, skipped = make_samples(carved, rounded, count=count, max_text=sizes.prompt - sizes.tokens)
+        # after eight ambiguous images in a row one is taken untested: which of its patches float32 decides has to be known
+        swaying = rounded or (carved if skipped else None)
         new = min(NEW_TOKENS, sizes.max_new)
         return Golden(
             samples=samples,
-            pruned=tuple(reference(carved, sample, new, rounded) for sample in samples),
+            pruned=tuple(reference(carved, sample, new, swaying) for sample in samples),
             plain=tuple(reference(plain, sample, new) for sample in samples),
             skipped=skipped,
         )

@@ -5,6 +5,7 @@ import pytest
 import torch
 from models import build
 
+from tokcarve.exporters import golden
 from tokcarve.exporters.device.compare import TOLERANCES, Said, check_said, uncompared
 from tokcarve.exporters.golden import make_samples, reference
 from tokcarve.passes import families
@@ -76,3 +77,30 @@ def test_torch_itself_says_which_patches_are_open() -> None:
     found = [reference(graphs[0], sample, 1, graphs[1]) for sample in rough]
     assert any(one.open.any() for one in found)
     assert all(not reference(graphs[0], sample, 1).open.any() for sample in rough)
+
+
+def test_one_ambiguous_image_has_every_image_tried_harder(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = families.capture(build())
+    graphs = rewrite(model, METHODS["vtc_cls"]().stages(model.geometry, 16, None)).graphs
+    asked: list[int] = []
+
+    def steady(graphs: object, sample: object, generator: object, nudges: int) -> bool:
+        asked.append(nudges)
+        return len(asked) not in (2, 4)
+
+    monkeypatch.setattr(golden, "stable", steady)
+    samples, skipped = make_samples(graphs, count=3, max_text=6)
+    assert len(samples) == 3 and skipped == 1
+    assert asked == [3, 3, 12, 12, 12, 12], "the first was accepted after three changes, and is tried again"
+    asked[:] = [0] * 9
+    assert make_samples(graphs, count=2, max_text=6)[1] == 0 and asked[9:] == [3, 3]
+
+
+def test_float32_itself_may_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = families.capture(build())
+    graphs = rewrite(model, METHODS["vtc_cls"]().stages(model.geometry, 16, None)).graphs
+    samples, _ = make_samples(graphs, count=1, max_text=6)
+    assert not reference(graphs, samples[0], 1, graphs).open.any()
+    monkeypatch.setattr(golden, "_NUDGE", 0.1)  # stands for a method that changes no wider than rounding sway
+    opened = reference(graphs, samples[0], 1, graphs).open
+    assert 0 < int(opened.sum()) < len(opened), "only those that were swayed"
