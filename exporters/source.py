@@ -137,7 +137,7 @@ class Reading:
         rounded = None if self.rounded is None else carve(self.rounded, artifact, side.budget).graphs
         count = batch * max(1, self.source.sampled // batch)
         samples, skipped = make_samples(carved, rounded, count=count, max_text=sizes.prompt - sizes.tokens)
-        # after eight ambiguous images in a row one is taken untested: which of its patches float32 decides has to be known
+        # after eight ambiguous images in a row one is taken untested: what float32 decides of it has to be known
         swaying = rounded or (carved if skipped else None)
         new = min(NEW_TOKENS, sizes.max_new)
         return Golden(
