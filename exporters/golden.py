@@ -23,7 +23,7 @@ NEW_TOKENS = 16
 
 _NUDGE = 1e-5
 _NUDGES = 3
-# where one image is ambiguous many are, and a few changes let about a third of those through
+# where one image is ambiguous many are, and a few changes let many of those through
 _WARY_NUDGES = 12
 _ATTEMPTS = 8
 # of the largest feature: a nudge alone moves features by half of this at most, merging elsewhere by much more
